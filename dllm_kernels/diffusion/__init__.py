@@ -1,0 +1,1 @@
+"""The diffusion process: noise schedules, solvers as coefficient tables, counter-based noise."""

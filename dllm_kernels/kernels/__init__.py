@@ -1,0 +1,1 @@
+"""Triton kernels, one op a file, and the tables of their launch configurations."""

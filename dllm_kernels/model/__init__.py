@@ -1,0 +1,1 @@
+"""Plain PyTorch modules: the readable truth of the model."""

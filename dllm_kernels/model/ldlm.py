@@ -1,0 +1,143 @@
+"""The latent diffusion language model: encode hidden states to latents, denoise latents, decode latents to tokens."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from dllm_kernels import checkpoint
+from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model.denoiser import Denoiser
+from dllm_kernels.model.layers import AttentionFunction, sdpa
+from dllm_kernels.model.perceiver import Perceiver
+from dllm_kernels.model.token_decoder import TokenDecoder
+
+
+class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None, tags=["latent-diffusion", "text-generation"]):
+    """An LDLM (arXiv:2605.07933) with random weights, on the current default device and dtype.
+
+    Args:
+        config: its shape and semantics.
+        attention: the attention function of every layer (`layers.AttentionFunction`).
+    """
+
+    def __init__(self, config: LDLMConfig, attention: AttentionFunction = sdpa):
+        super().__init__()
+        self.config = config
+        for name in MODULES:
+            self.add_module(name, build_module(name, config, attention))
+
+    def encode(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The frozen encoder's hidden states [B, S, d_h], mask [B, S] bool -> standardised latents z0 [B, T, d_z]."""
+        return self.statistics.standardize_latents(self.latent_encoder(self.statistics.standardize_hidden(hidden), mask))
+
+    def denoise(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        previous: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predicts z0 [B, T, d_z]; `Denoiser.forward` with the context as the frozen encoder gives it.
+
+        Raises:
+            ValueError: a context for a model without one, or a mask without a context.
+        """
+        if context is not None and not self.config.context:
+            raise ValueError("this model takes no context: its config has context=False")
+        if context_mask is not None and context is None:
+            raise ValueError("a context_mask needs a context")
+        if context is not None:
+            context = self.statistics.standardize_hidden(context)
+        return self.denoiser(latents, t, previous, context, context_mask)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Standardised latents z0 [B, T, d_z] -> standardised hidden states h-hat [B, T, d_h]."""
+        return self.latent_decoder(self.statistics.restore_latents(latents), seq_len=latents.shape[1])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Standardised hidden states h-hat [B, T, d_h] -> logits [B, T, V]."""
+        return self.lm_head(self.token_decoder(hidden))
+
+    @classmethod
+    def from_open_dllm(cls, source: str | Path | dict) -> "LDLM":
+        """A model from the published format: a file that `torch.load` reads without running code, or its dict.
+
+        Raises:
+            ValueError: the file is damaged, holds code, or its keys or shapes do not fit; names what is wrong.
+        """
+        config, state = checkpoint.convert_open_dllm(source)
+        return cls._from_state(config, state)
+
+    @classmethod
+    def _from_state(cls, config: LDLMConfig, state: dict[str, Tensor]) -> "LDLM":
+        with torch.device("meta"):
+            model = cls(config)
+        checkpoint.load_into(model, state)
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        checkpoint.save(save_directory, self.config, self.state_dict())
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_
+    ) -> "LDLM":
+        folder = checkpoint.resolve(
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        config, weights = checkpoint.open_folder(folder)
+        return cls._from_state(config, weights.read())
+
+
+class Statistics(nn.Module):
+    """Per-feature mean and standard deviation of latents and hidden states; the identity where nothing was measured."""
+
+    def __init__(self, config: LDLMConfig):
+        super().__init__()
+        self.enabled = config.standardize
+        if self.enabled:
+            for name, size in (("latent", config.latent_dim), ("hidden", config.hidden_dim)):
+                self.register_buffer(f"{name}_mean", torch.zeros(size))
+                self.register_buffer(f"{name}_std", torch.ones(size))
+
+    def standardize_latents(self, latents: Tensor) -> Tensor:
+        """Raw latents [..., d_z] to zero mean and unit deviation."""
+        return (latents - self.latent_mean) / self.latent_std if self.enabled else latents
+
+    def restore_latents(self, latents: Tensor) -> Tensor:
+        """The inverse of `standardize_latents`."""
+        return latents * self.latent_std + self.latent_mean if self.enabled else latents
+
+    def standardize_hidden(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., d_h] to zero mean and unit deviation."""
+        return (hidden - self.hidden_mean) / self.hidden_std if self.enabled else hidden
+
+
+MODULES = ("statistics", "latent_encoder", "denoiser", "latent_decoder", "token_decoder", "lm_head")
+"""The model's parts by name, in the order of a generation after the encoder's."""
+
+
+def build_module(name: str, config: LDLMConfig, attention: AttentionFunction = sdpa) -> nn.Module:
+    """One part of the model, so that a plan can be packed from parts without the whole model in memory."""
+    match name:
+        case "statistics":
+            return Statistics(config)
+        case "latent_encoder":
+            return Perceiver(config, config.hidden_dim, config.latent_dim, attention)
+        case "denoiser":
+            return Denoiser(config, attention)
+        case "latent_decoder":
+            return Perceiver(config, config.latent_dim, config.hidden_dim, attention)
+        case "token_decoder":
+            return TokenDecoder(config, attention)
+        case "lm_head":
+            return nn.Linear(config.hidden_dim, config.vocab_size)
+    raise ValueError(f"unknown module {name!r}; known modules: {', '.join(MODULES)}")

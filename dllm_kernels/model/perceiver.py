@@ -1,0 +1,33 @@
+"""The Perceiver (arXiv:2103.03206): learned queries read a context, layer by layer. Both the latent encoder and decoder."""
+
+import torch
+from torch import Tensor, nn
+
+from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model.layers import AttentionFunction, DecoderLayer, sdpa
+
+
+class Perceiver(nn.Module):
+    """T learned queries attend to themselves and to a context of any length.
+
+    Args:
+        config: gives T, the width, the heads and the depth.
+        context_dim: features of the context.
+        out_dim: features of the result; a projection follows the layers where it differs from the width.
+        attention: the attention function of every layer.
+    """
+
+    def __init__(self, config: LDLMConfig, context_dim: int, out_dim: int, attention: AttentionFunction = sdpa):
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, config.seq_len, config.dim) * 0.02)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config.dim, context_dim, config.num_heads, attention) for _ in range(config.perceiver_layers)
+        )
+        self.project_out = nn.Linear(config.dim, out_dim) if out_dim != config.dim else nn.Identity()
+
+    def forward(self, context: Tensor, context_mask: Tensor | None = None, seq_len: int | None = None) -> Tensor:
+        """context [B, S, context_dim], context_mask [B, S] bool -> [B, seq_len, out_dim], from the first seq_len queries."""
+        x = self.latents[:, :seq_len].expand(context.shape[0], -1, -1)
+        for layer in self.layers:
+            x = layer(x, context, context_mask)
+        return self.project_out(x)

@@ -1,0 +1,372 @@
+"""FusedSampler: a plan and a solver's table, run from first noise to tokens; on CUDA as one captured graph."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dllm_kernels.config import LDLMConfig
+from dllm_kernels.device import free_memory, resolve_device
+from dllm_kernels.diffusion.schedule import NoiseSchedule
+from dllm_kernels.diffusion.solver import coefficient_table, time_grid
+from dllm_kernels.fold import Numerics
+from dllm_kernels.model.ldlm import LDLM, build_module
+from dllm_kernels.ops.denoise_update import denoise_update
+from dllm_kernels.ops.dispatch import BACKENDS
+from dllm_kernels.ops.lm_head import lm_head
+from dllm_kernels.ops.noise import initial_noise
+from dllm_kernels.plan import Plan
+from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
+
+PLAN_OVERHEAD = 1.15
+"""What a plan may allocate, as a multiple of its packed weights (docs/design.md, "Truth and plan")."""
+
+Progress = Callable[[str, int], None]
+"""Called with a phase's name ("noise", "denoise", "decode", "lm_head") and its number within the phase, when it is done."""
+
+
+@dataclass(frozen=True)
+class SamplerOutput:
+    """What a call gives; fresh tensors that no later call overwrites.
+
+    Attributes:
+        tokens: [B, T] int64.
+        latents: [B, T, d_z] float32 (float64 for a float64 plan), the final z0, standardised.
+        logprobs: [B, T] float32, the log-softmax of the logits at each token, or None.
+    """
+
+    tokens: Tensor
+    latents: Tensor
+    logprobs: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a call may change, as tensors on the device, so that a captured graph reads them anew."""
+
+    seed: Tensor
+    first_sample: Tensor
+    temperature: Tensor
+    guidance_scale: Tensor | None
+    noise: Tensor
+    noise_given: Tensor
+    context: Tensor | None
+    context_mask: Tensor | None
+    context_given: Tensor | None
+
+
+class FusedSampler:
+    """Generates token sequences with a packed model.
+
+    Args:
+        model: an LDLM, whose weights stay as they are, or a source of its parts (sources.py).
+        num_steps: N, steps of the solver, at least 1.
+        batch_size: B, samples a call.
+        seq_len: T, tokens a sample, up to the model's; None for the model's.
+        solver: "ddim", "ddpm" or "dpmpp_2m" (diffusion/solver.py).
+        eta: noise of "ddpm" relative to the ancestral sampler; None for 1 there and 0 elsewhere.
+        grid: "t", ("log_snr", start, end), or a list of times (diffusion/schedule.py).
+        context_len: P, the longest prompt a call may bring, in tokens; 0 for none.
+        guidance: classifier-free guidance (arXiv:2207.12598); needs context_len.
+        logprobs: whether log-probabilities are returned.
+        batch_invariant: a sample's result does not depend on the batch it is in, bit for bit.
+        backend: "auto", "cuda", "triton" or "torch" (ops/dispatch.py).
+        dtype: of the packed weights: bfloat16, float16, float32, or float64 on a CPU.
+        device: None for CUDA where there is a card, otherwise the CPU.
+
+    Raises:
+        ValueError: an argument does not fit the model or the machine; one sentence.
+        MemoryError: too little memory for the plan; needed and free, before anything is allocated.
+    """
+
+    def __init__(
+        self,
+        model: LDLM | LiveModel | StoredModel | RandomModel,
+        num_steps: int = 10,
+        batch_size: int = 1,
+        seq_len: int | None = None,
+        solver: str = "ddim",
+        eta: float | None = None,
+        grid: str | tuple | list = "t",
+        context_len: int = 0,
+        guidance: bool = False,
+        logprobs: bool = False,
+        batch_invariant: bool = False,
+        backend: str = "auto",
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ):
+        self.source = LiveModel(model) if isinstance(model, LDLM) else model
+        self.config: LDLMConfig = self.source.config
+        self.device = resolve_device(device)
+        seq_len = self.config.seq_len if seq_len is None else seq_len
+        _check_options(self.config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, self.device)
+        schedule = NoiseSchedule.from_config(self.config)
+        times = time_grid(schedule, num_steps, grid)
+        table = coefficient_table(schedule, times, solver, (1.0 if solver == "ddpm" else 0.0) if eta is None else eta)
+        self.num_steps, self.batch_size, self.seq_len, self.context_len = num_steps, batch_size, seq_len, context_len
+        self.guidance, self.logprobs, self.batch_invariant, self.backend = guidance, logprobs, batch_invariant, backend
+        self.numerics = Numerics.of(dtype, self.device)
+        self._times, self._table = times[:-1], self.numerics.table(table)
+        self._draws_noise = bool((table[:, 3] != 0).any())
+        self._lock = threading.Lock()
+        self.refresh()
+
+    @classmethod
+    def from_pretrained(cls, model_id: str | Path, *, revision: str | None = None, token: str | None = None, **options):
+        """A sampler of a checkpoint folder or hub id, packed part by part: the model and the plan are never both in memory.
+
+        `options` are the constructor's; raises what `LDLM.from_pretrained` and the constructor raise.
+        """
+        return cls(StoredModel(model_id, revision=revision, token=token), **options)
+
+    def refresh(self) -> None:
+        """Packs the weights again, and captures the loop again, after the model's weights changed."""
+        with self._lock, self._on_device(), torch.no_grad():
+            self.plan = self._graph = None
+            _check_memory(self.config, self.numerics)
+            self.plan = Plan(
+                self.config,
+                self.source,
+                self._times,
+                self.seq_len,
+                self.context_len > 0,
+                self.numerics,
+                self.batch_invariant,
+                self.backend,
+            )
+            self.source.mark_packed()
+            self._inputs = self._empty_inputs()
+            if self.device.type == "cuda":
+                self._capture()
+
+    def __call__(
+        self,
+        seed: int = 0,
+        first_sample: int = 0,
+        *,
+        noise: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        temperature: float = 0.0,
+        guidance_scale: float = 1.0,
+        progress: Progress | None = None,
+    ) -> SamplerOutput:
+        """Generates samples first_sample to first_sample + B - 1 of a seed.
+
+        Args:
+            seed: 64-bit seed.
+            first_sample: number of the first sample, from 0.
+            noise: initial noise z_T [B, T, d_z] to use instead of the seed's.
+            context: a prompt's hidden states [B, P', d_h], P' up to context_len, as the frozen encoder gives them; None
+                for the learned null context.
+            context_mask: [B, P'] bool, True where the prompt has a token; None for everywhere.
+            temperature: of the tokens' distribution; 0 takes the most likely token.
+            guidance_scale: w of z0 = u + w (c - u); 1 is no guidance. Only with guidance=True.
+            progress: told of each phase when it is done. On CUDA the graph is one phase, so it is not called.
+
+        Raises:
+            ValueError: an argument does not fit; one sentence.
+            RuntimeError: the model's weights changed after they were packed.
+        """
+        changed = self.source.changed()
+        if changed:
+            raise RuntimeError(f"the model's weights changed after they were packed (first: {changed}); call refresh()")
+        if guidance_scale != 1.0 and not self.guidance:
+            raise ValueError("guidance_scale needs a sampler made with guidance=True")
+        if not temperature >= 0:
+            raise ValueError(f"temperature is {temperature!r}; it must be at least 0")
+        if first_sample < 0:
+            raise ValueError(f"first_sample is {first_sample!r}; it must be at least 0")
+        self._check_tensors(noise, context, context_mask)
+        with self._lock, self._on_device(), torch.no_grad():
+            self._fill(seed, first_sample, noise, context, context_mask, temperature, guidance_scale)
+            if self._graph is None:
+                return _exhaust(self._run(self._inputs), progress)
+            return self._replay()
+
+    # The loop
+
+    def _run(self, inputs: _Inputs) -> Iterator[tuple[str, int]]:
+        """From first noise to tokens; yields each phase's name and number when it has been issued, returns the output."""
+        latents = initial_noise(
+            inputs.seed,
+            inputs.first_sample,
+            self.batch_size,
+            self.seq_len,
+            self.config.latent_dim,
+            self.numerics.tables,
+            self.backend,
+        )
+        latents = torch.where(inputs.noise_given, inputs.noise, latents)
+        previous = torch.zeros_like(latents)
+        x = self.plan.first_input(latents)
+        x = torch.cat((x, x)) if self.guidance else x
+        context = None
+        if self.context_len:
+            context = self.plan.context(inputs.context, inputs.context_mask, inputs.context_given, self.guidance)
+        yield "noise", 0
+        for step in range(self.num_steps):
+            denoise_update(
+                latents,
+                self.plan.denoise(step, x, context),
+                previous,
+                x,
+                self._table,
+                step,
+                inputs.seed,
+                inputs.first_sample,
+                self.plan.next_shift(step),
+                inputs.guidance_scale,
+                self._draws_noise,
+                self.backend,
+            )
+            yield "denoise", step
+        hidden = self.plan.decode(latents)
+        yield "decode", 0
+        tokens, logprobs = lm_head(
+            hidden,
+            self.plan.lm_head_weight,
+            self.plan.lm_head_bias,
+            inputs.temperature,
+            inputs.seed,
+            inputs.first_sample,
+            self.logprobs,
+            self.batch_invariant,
+            self.backend,
+        )
+        yield "lm_head", 0
+        return SamplerOutput(tokens, latents, logprobs)
+
+    def _capture(self) -> None:
+        """Records the loop as one CUDA graph, after a run that compiles what is compiled at first use."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            _exhaust(self._run(self._inputs))
+        side.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._captured = _exhaust(self._run(self._inputs))
+        self._done = torch.cuda.Event()
+
+    def _replay(self) -> SamplerOutput:
+        self._graph.replay()
+        out = self._captured
+        fresh = SamplerOutput(out.tokens.clone(), out.latents.clone(), None if out.logprobs is None else out.logprobs.clone())
+        # The next call, on whatever stream, writes the inputs after this one has read them.
+        self._done.record()
+        return fresh
+
+    # Inputs
+
+    def _empty_inputs(self) -> _Inputs:
+        device, b, p = self.device, self.batch_size, self.context_len
+        scalar = torch.zeros((), dtype=torch.int64, device=device)
+        with_context = p > 0
+        return _Inputs(
+            seed=scalar,
+            first_sample=scalar.clone(),
+            temperature=torch.zeros((), device=device),
+            guidance_scale=torch.ones((), device=device) if self.guidance else None,
+            noise=torch.zeros(b, self.seq_len, self.config.latent_dim, dtype=self.numerics.tables, device=device),
+            noise_given=torch.zeros((), dtype=torch.bool, device=device),
+            context=torch.zeros(b, p, self.config.hidden_dim, dtype=self.numerics.activations, device=device)
+            if with_context
+            else None,
+            context_mask=torch.zeros(b, p, dtype=torch.bool, device=device) if with_context else None,
+            context_given=torch.zeros((), dtype=torch.bool, device=device) if with_context else None,
+        )
+
+    def _fill(self, seed, first_sample, noise, context, context_mask, temperature, guidance_scale) -> None:
+        inputs = self._inputs
+        if self._graph is not None:
+            self._done.wait()
+        inputs.seed.fill_((seed + 2**63) % 2**64 - 2**63)
+        inputs.first_sample.fill_(first_sample)
+        inputs.temperature.fill_(temperature)
+        if inputs.guidance_scale is not None:
+            inputs.guidance_scale.fill_(guidance_scale)
+        inputs.noise_given.fill_(noise is not None)
+        if noise is not None:
+            inputs.noise.copy_(noise)
+        if self.context_len:
+            inputs.context_given.fill_(context is not None)
+        if context is not None:
+            length = context.shape[1]
+            inputs.context[:, :length].copy_(context)
+            inputs.context[:, length:].zero_()
+            inputs.context_mask[:, length:].fill_(False)
+            inputs.context_mask[:, :length].copy_(torch.ones_like(context[..., 0]) if context_mask is None else context_mask)
+
+    def _check_tensors(self, noise: Tensor | None, context: Tensor | None, context_mask: Tensor | None) -> None:
+        if context is not None and not self.context_len:
+            raise ValueError("a context needs a sampler made with context_len of at least the prompt's length")
+        if context_mask is not None and context is None:
+            raise ValueError("a context_mask needs a context")
+        batch, width = self.batch_size, self.config.hidden_dim
+        if context is not None and not (context.ndim == 3 and 1 <= context.shape[1] <= self.context_len):
+            raise ValueError(f"context has shape {list(context.shape)}; it must be [{batch}, 1 to {self.context_len}, {width}]")
+        length = 0 if context is None else context.shape[1]
+        for name, tensor, shape, floating in (
+            ("noise", noise, (batch, self.seq_len, self.config.latent_dim), True),
+            ("context", context, (batch, length, width), True),
+            ("context_mask", context_mask, (batch, length), False),
+        ):
+            if tensor is None:
+                continue
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
+            if tensor.device != self.device:
+                raise ValueError(f"{name} is on {tensor.device}; this sampler runs on {self.device}")
+            if tensor.is_floating_point() != floating or not (floating or tensor.dtype == torch.bool):
+                raise ValueError(
+                    f"{name} is {tensor.dtype}; it must be {'a floating-point dtype' if floating else 'torch.bool'}"
+                )
+
+    def _on_device(self):
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+
+def _exhaust(run: Iterator, progress: Progress | None = None) -> SamplerOutput:
+    while True:
+        try:
+            phase, number = next(run)
+        except StopIteration as stop:
+            return stop.value
+        if progress is not None:
+            progress(phase, number)
+
+
+def _check_options(config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, device) -> None:
+    for name, value, least in (
+        ("num_steps", num_steps, 1),
+        ("batch_size", batch_size, 1),
+        ("seq_len", seq_len, 1),
+        ("context_len", context_len, 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    if seq_len > config.seq_len:
+        raise ValueError(f"seq_len is {seq_len}; this model has {config.seq_len} latents")
+    if context_len and not config.context:
+        raise ValueError("context_len needs a model with context=True in its config")
+    if guidance and not context_len:
+        raise ValueError("guidance needs context_len of at least 1: it compares with and without a prompt")
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known backends: {', '.join(BACKENDS)}")
+    allowed = (torch.bfloat16, torch.float16, torch.float32) + ((torch.float64,) if device.type == "cpu" else ())
+    if dtype not in allowed:
+        raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {', '.join(str(d) for d in allowed)}")
+
+
+def _check_memory(config: LDLMConfig, numerics: Numerics) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for name in PACKED_MODULES for p in build_module(name, config).parameters())
+    needed, free = int(count * numerics.weights.itemsize * PLAN_OVERHEAD), free_memory(numerics.device)
+    if needed > free:
+        raise MemoryError(f"the plan needs about {needed / 1e9:.1f} GB on {numerics.device} and {free / 1e9:.1f} GB are free")
