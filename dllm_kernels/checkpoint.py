@@ -1,9 +1,7 @@
 """Checkpoints: save, load, and the published format's keys. Whatever does not fit is named, and nothing is half-written."""
 
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,14 +38,9 @@ class Weights:
 
 
 def save(folder: Path, config: LDLMConfig, state: dict[str, Tensor]) -> None:
-    """Writes config.json and model.safetensors into `folder`; each is written aside and renamed when it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as aside:
-        save_file(tensors, Path(aside, WEIGHTS_FILE), metadata={"format": "pt"})
-        Path(aside, CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(aside, name), folder / name)
+    """Writes config.json and model.safetensors into `folder`."""
+    save_file({name: t.detach().contiguous() for name, t in state.items()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def resolve(model_id: str | Path, **hub_options) -> Path:

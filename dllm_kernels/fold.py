@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dllm_kernels.ops.linear import LinearConstants
 
-_ELEMENTS = 2**22
+_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dllm_kernels import checkpoint
 from dllm_kernels.config import LDLMConfig
@@ -18,24 +18,35 @@ class LiveModel:
 
     def __init__(self, model: LDLM):
         self.model, self.config = model, model.config
-        self._seen = self._state()
+        self.mark_packed()
 
     def __call__(self, name: str) -> nn.Module:
         """The part `name` itself."""
         return getattr(self.model, name)
 
-    def changed(self) -> str | None:
-        """The first tensor that was written or replaced since packing, or None."""
-        now = self._state()
-        return next((name for name in (*now, *self._seen) if now.get(name) != self._seen.get(name)), None)
-
     def mark_packed(self) -> None:
-        """Takes the tensors as they are now for the packed ones."""
-        self._seen = self._state()
+        """Takes the model's tensors as they are now for the packed ones."""
+        # Every call compares all of them, so the walk over the modules is done here, once.
+        self._slots = [
+            (f"{prefix}.{key}".removeprefix("."), holder, key)
+            for prefix, module in self.model.named_modules()
+            if not prefix.startswith("latent_encoder")
+            for holder in (module._modules, module._parameters, module._buffers)
+            for key, entry in holder.items()
+            if entry is not None and key != "latent_encoder"
+        ]
+        self._packed = self._state()
 
-    def _state(self) -> dict[str, tuple[int, int]]:
-        tensors = self.model.state_dict(keep_vars=True).items()
-        return {name: (t.data_ptr(), t._version) for name, t in tensors if not name.startswith("latent_encoder.")}
+    def changed(self) -> str | None:
+        """The first tensor or module that was written or replaced since packing, or None."""
+        now = self._state()
+        if now == self._packed:
+            return None
+        return next(slot[0] for slot, a, b in zip(self._slots, now, self._packed, strict=True) if a != b)
+
+    def _state(self) -> list[tuple[int, int]]:
+        entries = [holder.get(key) for _, holder, key in self._slots]
+        return [(e.data_ptr(), e._version) if isinstance(e, Tensor) else (id(e), 0) for e in entries]
 
 
 class StoredModel:

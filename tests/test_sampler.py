@@ -7,6 +7,7 @@ import torch
 
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig
 from dllm_kernels.config import open_dllm_config
+from dllm_kernels.model.layers import MLP
 from tests.models import randomized
 from tests.numerics import assert_contract
 from tests.reference_sampler import reference_sample
@@ -190,6 +191,13 @@ class TestChangedWeights:
         sampler = sampler_of(model)
         model.lm_head.weight = torch.nn.Parameter(torch.randn(101, 48))
         with pytest.raises(RuntimeError, match=r"lm_head\.weight"):
+            sampler()
+
+    def test_a_replaced_module(self):
+        model = randomized(TINY)
+        sampler = sampler_of(model)
+        model.token_decoder.layers[0].mlp = MLP(48)
+        with pytest.raises(RuntimeError, match=r"token_decoder\.layers\.0\.mlp"):
             sampler()
 
     def test_the_latent_encoder_is_not_packed(self):

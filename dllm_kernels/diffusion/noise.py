@@ -5,7 +5,8 @@ counter to four 32-bit words. The key is the seed. Value e of a sample's row-maj
 
     (e // 4, step, sample, stream),
 
-so one Philox call serves four neighbours. Sample numbers past 2^32 continue in the upper 24 bits of the stream word.
+so one Philox call serves four neighbours. Sample numbers past 2^32 continue in the upper 24 bits of the stream word, modulo
+2^56.
 This file is the truth in PyTorch integer arithmetic; kernels/philox.py is the same in Triton.
 """
 

@@ -22,7 +22,7 @@ def uniform(word):
 @triton.jit
 def normal_pair(word_a, word_b):
     """Two standard normals by Box-Muller. Turns are reduced exactly to an eighth, where short series reach 1e-7."""
-    radius = tl.sqrt(-2.0 * tl.log(uniform(word_a)))
+    radius = tl.sqrt_rn(-2.0 * tl.log(uniform(word_a)))
     turns = uniform(word_b) * 8.0
     octant = turns.to(tl.int32)
     odd = (octant & 1) == 1

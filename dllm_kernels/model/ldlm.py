@@ -1,5 +1,6 @@
 """The latent diffusion language model: encode hidden states to latents, denoise latents, decode latents to tokens."""
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -78,22 +79,34 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
         checkpoint.load_into(model, state)
         return model.eval()
 
+    def save_pretrained(self, save_directory: str | Path, **hub_options) -> str | None:
+        """Writes config.json, model.safetensors and a model card; `hub_options` as in huggingface_hub's ModelHubMixin.
+
+        The files are written aside and renamed when they are whole, so an older checkpoint is there until then.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as aside:
+            url = super().save_pretrained(aside, **({"repo_id": folder.name} | hub_options))
+            for file in Path(aside).iterdir():
+                file.replace(folder / file.name)
+        return url
+
     def _save_pretrained(self, save_directory: Path) -> None:
         checkpoint.save(save_directory, self.config, self.state_dict())
 
     @classmethod
-    def _from_pretrained(
-        cls, *, model_id: str, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_
-    ) -> "LDLM":
-        folder = checkpoint.resolve(
-            model_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        config, weights = checkpoint.open_folder(folder)
+    def from_pretrained(cls, model_id: str | Path, **hub_options) -> "LDLM":
+        """A model from a folder or hub id that `save_pretrained` wrote, in the dtype it was saved in.
+
+        Args:
+            model_id: the folder, or "owner/name".
+            hub_options: revision, token, cache_dir, force_download, local_files_only.
+
+        Raises:
+            FileNotFoundError, ValueError: the checkpoint is absent, damaged or does not fit; names the file or the keys.
+        """
+        config, weights = checkpoint.open_folder(checkpoint.resolve(model_id, **hub_options))
         return cls._from_state(config, weights.read())
 
 

@@ -1,0 +1,246 @@
+"""lm_head in Triton: a GEMM whose epilogue keeps, of a tile of logits, one candidate a row (definition: ops/lm_head.py).
+
+`lm_head_tile_kernel` streams a tile of the weight once for up to 128 rows and writes, for every row and tile, the best value
+and its index, and for log-probabilities that entry's logit, the largest logit m and sum exp(logit - m).
+`lm_head_reduce_kernel` merges a row's tiles in a fixed order. Neither uses atomics, so equal calls give equal bits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dllm_kernels.diffusion.noise import GUMBEL_NOISE
+from dllm_kernels.kernels.philox import gumbel, philox_words
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the GEMM is cut: `rows` of hidden by `vocab` of the weight by `width` of the sum, and how a program runs it."""
+
+    rows: int
+    vocab: int
+    width: int
+    num_warps: int
+    num_stages: int
+
+
+# The first whose rows hold the call's, else the last. Sized by resource use on sm_120 (99 KB, no spills), not by timings yet.
+_HALF_TILES = (Tile(16, 128, 64, 4, 4), Tile(32, 128, 64, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3))
+_FLOAT_TILES = (Tile(16, 64, 32, 4, 3), Tile(64, 64, 32, 8, 3))
+# The one tile of batch-invariant calls: a row's sum must not depend on the rows beside it.
+_INVARIANT_HALF, _INVARIANT_FLOAT = _HALF_TILES[2], _FLOAT_TILES[1]
+_REDUCE_BLOCK, _REDUCE_WARPS = 1024, 4
+
+
+# Neither 1 row nor a multiple of 16 may compile another kernel, or change how a row is computed.
+@triton.jit(do_not_specialize=["rows", "length"])
+def lm_head_tile_kernel(
+    hidden,
+    weight,
+    bias,
+    temperature,
+    seed,
+    first_sample,
+    partial,
+    partial_index,
+    rows,
+    length,
+    vocab_size,
+    width,
+    LOGPROBS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    WEIGHT_EVICTION: tl.constexpr,
+    STREAM: tl.constexpr,
+    ROWS: tl.constexpr,
+    VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    # Neighbouring programs share a tile of the weight, which is then read from memory once.
+    row_tiles = tl.cdiv(rows, ROWS)
+    tile = tl.program_id(0) // row_tiles
+    row = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
+    entry = tile * VOCAB + tl.arange(0, VOCAB)
+    column = tl.arange(0, WIDTH)
+    real_row, real_entry = row < rows, entry < vocab_size
+
+    hidden_at = hidden + row.to(tl.int64)[:, None] * width + column[None, :]
+    weight_at = weight + entry.to(tl.int64)[None, :] * width + column[:, None]
+    logits = tl.zeros((ROWS, VOCAB), tl.float32)
+    for start in range(0, width, WIDTH):
+        real_column = column < width - start
+        x = tl.load(hidden_at, mask=real_row[:, None] & real_column[None, :], other=0.0)
+        real = real_entry[None, :] & real_column[:, None]
+        w = tl.load(weight_at, mask=real, other=0.0, eviction_policy=WEIGHT_EVICTION)
+        logits = tl.dot(x.to(OPERAND), w.to(OPERAND), logits, input_precision="ieee")
+        hidden_at += WIDTH
+        weight_at += WIDTH
+    logits += tl.load(bias + entry, mask=real_entry, other=0.0).to(tl.float32)[None, :]
+    logits = tl.where(real_entry[None, :], logits, -float("inf"))
+
+    values = logits
+    scale = tl.load(temperature)
+    if scale > 0:
+        # A row of the noise begins a Philox call, so a thread turns each call's words into four neighbours.
+        groups = row % length * tl.cdiv(vocab_size, 4)
+        block = groups[:, None] + (tile * (VOCAB // 4) + tl.arange(0, VOCAB // 4))[None, :]
+        sample = (tl.load(first_sample) + row // length)[:, None]
+        word0, word1, word2, word3 = philox_words(tl.load(seed), block, block * 0, sample, STREAM)
+        # join makes a new last dimension, so the even and the odd values meet first.
+        even, odd = tl.join(gumbel(word0), gumbel(word2)), tl.join(gumbel(word1), gumbel(word3))
+        values += scale * tl.reshape(tl.join(even, odd), (ROWS, VOCAB))
+    values = tl.where(values != values, float("inf"), values)
+    best, index = tl.max(values, 1, return_indices=True)
+
+    tiles = tl.cdiv(vocab_size, VOCAB)
+    at = row.to(tl.int64) * tiles + tile
+    tl.store(partial + at, best, mask=real_row)
+    tl.store(partial_index + at, tile * VOCAB + index, mask=real_row)
+    if LOGPROBS:
+        plane = rows.to(tl.int64) * tiles
+        chosen = tl.sum(tl.where(tl.arange(0, VOCAB)[None, :] == index[:, None], logits, 0.0), 1)
+        largest = tl.max(logits, 1)
+        # Where all are -inf, exp(-inf - -inf) would be NaN.
+        shift = tl.where(largest == -float("inf"), 0.0, largest)
+        tl.store(partial + plane + at, chosen, mask=real_row)
+        tl.store(partial + 2 * plane + at, largest, mask=real_row)
+        tl.store(partial + 3 * plane + at, tl.sum(tl.exp(logits - shift[:, None]), 1), mask=real_row)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def lm_head_reduce_kernel(partial, partial_index, tokens, logprobs, rows, tiles, LOGPROBS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    plane = rows.to(tl.int64) * tiles
+    best, token = -float("inf"), 0
+    chosen, largest, total = -float("inf"), -float("inf"), 0.0
+    for start in range(0, tiles, BLOCK):
+        tile = start + tl.arange(0, BLOCK)
+        at = row * tiles + tile
+        real = tile < tiles
+        value = tl.load(partial + at, mask=real, other=-float("inf"))
+        index = tl.load(partial_index + at, mask=real, other=2147483647)
+        block_best = tl.max(value, 0)
+        block_token = tl.min(tl.where(value == block_best, index, 2147483647), 0)
+        better = block_best > best
+        if LOGPROBS:
+            logit = tl.load(partial + plane + at, mask=real, other=0.0)
+            block_chosen = tl.sum(tl.where(index == block_token, logit, 0.0), 0)
+            chosen = tl.where(better, block_chosen, chosen)
+            tile_largest = tl.load(partial + 2 * plane + at, mask=real, other=-float("inf"))
+            tile_total = tl.load(partial + 3 * plane + at, mask=real, other=0.0)
+            new = tl.maximum(largest, tl.max(tile_largest, 0))
+            shift = tl.where(new == -float("inf"), 0.0, new)
+            total = total * tl.exp(largest - shift) + tl.sum(tile_total * tl.exp(tile_largest - shift), 0)
+            largest = new
+        best = tl.where(better, block_best, best)
+        token = tl.where(better, block_token, token)
+    tl.store(tokens + row, token.to(tl.int64))
+    if LOGPROBS:
+        tl.store(logprobs + row, chosen - largest - tl.log(total))
+
+
+def lm_head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    first_sample: Tensor,
+    logprobs: bool,
+    batch_invariant: bool,
+) -> tuple[Tensor, Tensor]:
+    """Launches both kernels; shapes as in ops/lm_head.py."""
+    batch, length, width = hidden.shape
+    rows, vocab_size = batch * length, len(weight)
+    tile = _tile(rows, hidden.dtype, batch_invariant)
+    tiles = triton.cdiv(vocab_size, tile.vocab)
+    device = hidden.device
+    partial = torch.empty(4 if logprobs else 1, rows, tiles, dtype=torch.float32, device=device)
+    partial_index = torch.empty(rows, tiles, dtype=torch.int32, device=device)
+    tokens = torch.empty(batch, length, dtype=torch.int64, device=device)
+    out = torch.empty((batch, length) if logprobs else 0, dtype=torch.float32, device=device)
+    lm_head_tile_kernel[(triton.cdiv(rows, tile.rows) * tiles,)](
+        hidden.contiguous(),
+        weight,
+        bias,
+        temperature,
+        seed,
+        first_sample,
+        partial,
+        partial_index,
+        rows,
+        length,
+        vocab_size,
+        width,
+        LOGPROBS=logprobs,
+        OPERAND=_operand(hidden.dtype),
+        WEIGHT_EVICTION=_eviction(rows, tile),
+        STREAM=GUMBEL_NOISE,
+        ROWS=tile.rows,
+        VOCAB=tile.vocab,
+        WIDTH=tile.width,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        enable_fp_fusion=True,
+    )
+    lm_head_reduce_kernel[(rows,)](
+        partial,
+        partial_index,
+        tokens,
+        out,
+        rows,
+        tiles,
+        LOGPROBS=logprobs,
+        BLOCK=_REDUCE_BLOCK,
+        num_warps=_REDUCE_WARPS,
+        enable_fp_fusion=True,
+    )
+    return tokens, out
+
+
+def _tile(rows: int, dtype: torch.dtype, batch_invariant: bool) -> Tile:
+    half = dtype != torch.float32
+    if batch_invariant:
+        return _INVARIANT_HALF if half else _INVARIANT_FLOAT
+    tiles = _HALF_TILES if half else _FLOAT_TILES
+    return next((tile for tile in tiles if rows <= tile.rows), tiles[-1])
+
+
+def _operand(dtype: torch.dtype) -> tl.dtype:
+    """The type that the products' operands have."""
+    # Triton's interpreter multiplies the bit patterns of bfloat16 (3.6 to 3.9); float32 gives the same products.
+    interpreted = not isinstance(lm_head_tile_kernel, triton.JITFunction)
+    return {torch.float16: tl.float16, torch.bfloat16: tl.float32 if interpreted else tl.bfloat16}.get(dtype, tl.float32)
+
+
+def _eviction(rows: int, tile: Tile) -> str:
+    """Weights that are read once must not push what is read again out of the cache."""
+    return "evict_first" if rows <= tile.rows else ""
+
+
+def ahead_of_time():
+    """The GEMM for one sample of 64 tokens and for large batches, and the reduction."""
+    from dllm_kernels.kernels.ahead_of_time import Specialization
+
+    common = {"bias": "*fp32", "temperature": "*fp32", "seed": "*i64", "first_sample": "*i64"}
+    common |= {"partial": "*fp32", "partial_index": "*i32"}
+    common |= dict.fromkeys(("rows", "length", "vocab_size", "width"), "i32")
+    common |= dict.fromkeys(("LOGPROBS", "OPERAND", "WEIGHT_EVICTION", "STREAM", "ROWS", "VOCAB", "WIDTH"), "constexpr")
+    for element, dtype, rows, logprobs in (
+        ("bf16", torch.bfloat16, 64, False),
+        ("bf16", torch.bfloat16, 64, True),
+        ("bf16", torch.bfloat16, 4096, True),
+        ("fp32", torch.float32, 64, True),
+    ):
+        tile = _tile(rows, dtype, batch_invariant=False)
+        signature = {"hidden": f"*{element}", "weight": f"*{element}"} | common
+        constants = {"LOGPROBS": logprobs, "OPERAND": _operand(dtype), "WEIGHT_EVICTION": _eviction(rows, tile)}
+        constants |= {"STREAM": GUMBEL_NOISE, "ROWS": tile.rows, "VOCAB": tile.vocab, "WIDTH": tile.width}
+        name = f"lm_head[{element}, {rows} rows{', logprobs' * logprobs}]"
+        yield Specialization(name, lm_head_tile_kernel, signature, constants, tile.num_warps, tile.num_stages)
+    signature = {"partial": "*fp32", "partial_index": "*i32", "tokens": "*i64", "logprobs": "*fp32"}
+    signature |= {"rows": "i32", "tiles": "i32", "LOGPROBS": "constexpr", "BLOCK": "constexpr"}
+    constants = {"LOGPROBS": True, "BLOCK": _REDUCE_BLOCK}
+    yield Specialization("lm_head_reduce[logprobs]", lm_head_reduce_kernel, signature, constants, _REDUCE_WARPS, 1)

@@ -1,0 +1,178 @@
+"""attention: out = softmax(q k^T / sqrt(D)) v for each head, over the keys that a query attends to.
+
+A query that attends to nothing (its keys are all masked) yields 0, and so do its gradients: never NaN. What a masked key or
+value holds does not matter, NaN included.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dllm_kernels.ops.dispatch import implementation, select, triton_obstacle
+
+TRITON_HEAD_DIM, TRITON_BACKWARD_HEAD_DIM = 640, 128
+"""The largest head dimensions of the Triton kernels; the backward of larger ones goes through PyTorch."""
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """`attention` as explicit softmax arithmetic in the inputs' dtype; shapes as there."""
+    attended, k, v = _attended(q, k, v, key_mask, causal)
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
+    # The lowest finite score keeps a row without keys finite; its weights are zeroed after the softmax.
+    weights = scores.masked_fill(~attended, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~attended, 0)
+    return torch.einsum("bhts,bshd->bthd", weights, v)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Which pairs attend ([B or 1, 1, T or 1, S] bool), and k and v with zeros where a key is masked."""
+    attended = torch.ones(1, 1, 1, k.shape[1], dtype=torch.bool, device=q.device)
+    if key_mask is not None:
+        attended = key_mask[:, None, None, :]
+        k, v = (x.masked_fill(~key_mask[:, :, None, None], 0) for x in (k, v))
+    if causal:
+        attended = attended & torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
+    return attended, k, v
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> Tensor:
+    """`attention` through PyTorch's fused kernels; differentiable."""
+    attended = nothing = None
+    if key_mask is not None:
+        attended, k, v = _attended(q, k, v, key_mask, causal)
+        nothing = ~attended.any(-1, keepdim=True)
+        attended = attended | nothing
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attended, is_causal=causal and key_mask is None)
+    if nothing is not None:
+        out = out.masked_fill(nothing, 0)
+    return out.transpose(1, 2)
+
+
+@implementation("attention", "triton", triton_obstacle)
+def _triton(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+    if _triton_gap(q):
+        raise ValueError(_triton_gap(q))
+    from dllm_kernels.kernels.attention import attention_forward
+
+    q, k, v = (_last_contiguous(x) for x in (q, k, v))
+    return attention_forward(q, k, v, None if key_mask is None else key_mask.contiguous(), causal)
+
+
+@implementation("attention", "torch")
+def _torch(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+    # No log-sum-exp: the backward recomputes through PyTorch.
+    return _sdpa(q, k, v, key_mask, causal).contiguous(), q.new_empty(0, dtype=torch.float32)
+
+
+def _triton_gap(q: Tensor) -> str | None:
+    """Why the Triton kernels have no code for q, or None."""
+    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"the triton implementation of attention computes bfloat16, float16 and float32, and q is {q.dtype}"
+    if q.shape[-1] > TRITON_HEAD_DIM:
+        return f"the triton implementation of attention has head dimensions 1 to {TRITON_HEAD_DIM}, and q has {q.shape[-1]}"
+    return None
+
+
+def _select(q: Tensor, backend: str):
+    return select("attention", q.device, "torch" if backend == "auto" and _triton_gap(q) else backend)
+
+
+def _last_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("dllm_kernels::attention_forward", mutates_args=())
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """`attention`, and what its backward needs.
+
+    Returns:
+        out as of `attention`, and the log-sum-exp (base e) of each query's scaled scores, [B, H, T] float32, -inf for a query
+        that attends to nothing; the log-sum-exp is empty where PyTorch computes, whose backward does without.
+    """
+    return _select(q, backend).function(q, k, v, key_mask, causal)
+
+
+@attention_forward.register_fake
+def _(q, k, v, key_mask, causal, backend):
+    batch, queries, heads, _ = q.shape
+    shape = (0,) if _select(q, backend).backend == "torch" else (batch, heads, queries)
+    return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("dllm_kernels::attention_backward", mutates_args=())
+def attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (dq, dk, dv), contiguous, from out's gradient; out and lse as `attention_forward` gave them."""
+    if lse.numel() > 0 and q.shape[-1] <= TRITON_BACKWARD_HEAD_DIM:
+        from dllm_kernels.kernels.attention_backward import attention_backward as launch
+
+        q, k, v = (_last_contiguous(x) for x in (q, k, v))
+        return launch(grad.contiguous(), q, k, v, None if key_mask is None else key_mask.contiguous(), out, lse, causal)
+    # Autograd is switched off inside a custom op; a functional transform differentiates all the same.
+    _, vjp = torch.func.vjp(lambda q, k, v: _sdpa(q, k, v, key_mask, causal), q, k, v)
+    return tuple(g.contiguous() for g in vjp(grad))
+
+
+@attention_backward.register_fake
+def _(grad, q, k, v, key_mask, out, lse, causal):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, key_mask, ctx.causal, _ = inputs
+    ctx.save_for_backward(q, k, v, key_mask, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad, _):
+    dq, dk, dv = attention_backward(grad, *ctx.saved_tensors, ctx.causal)
+    return dq, dk, dv, None, None, None
+
+
+attention_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal: bool = False, backend: str = "auto"
+) -> Tensor:
+    """Scaled dot-product attention with scale D^-1/2: self, cross (Perceiver, prompt) or causal. Differentiable once.
+
+    Args:
+        q: [B, T, H, D] bfloat16, float16, float32 or float64, any strides: views of a packed [B, T, 3, H, D] are read in place.
+        k, v: [B, S, H, D], dtype and device as q.
+        key_mask: [B, S] bool, True where a key is attended to; None attends to all.
+        causal: query t attends to keys up to t; needs T == S.
+        backend: "auto", "triton" (head dimensions up to 640, no float64; gradients above 128 through PyTorch) or "torch".
+
+    Returns:
+        [B, T, H, D], contiguous, q's dtype; sums are float32 or wider. A query that attends to nothing yields 0.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or the backend is unknown or has no code for the head dimension.
+        RuntimeError: the backend cannot run on q's device.
+    """
+    _validate(q, k, v, key_mask, causal)
+    return attention_forward(q, k, v, key_mask, causal, backend)[0]
+
+
+def _validate(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4 or x.numel() == 0 or not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype} {list(x.shape)}; it must be floating-point [B, T, H, D] that is not empty")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device} and q {q.dtype} on {q.device}; they must be alike")
+    batch, queries, heads, head_dim = q.shape
+    keys = k.shape[1]
+    if k.shape != (batch, keys, heads, head_dim) or v.shape != k.shape:
+        raise ValueError(
+            f"k is {list(k.shape)} and v {list(v.shape)}; for q {list(q.shape)} both must be [{batch}, S, {heads}, {head_dim}]"
+        )
+    if causal and queries != keys:
+        raise ValueError(f"causal attention needs as many queries as keys, and there are {queries} and {keys}")
+    if key_mask is not None and (key_mask.shape != (batch, keys) or key_mask.dtype != torch.bool):
+        raise ValueError(f"key_mask is {key_mask.dtype} {list(key_mask.shape)}; it must be bool [{batch}, {keys}]")
+    if key_mask is not None and key_mask.device != q.device:
+        raise ValueError(f"key_mask is on {key_mask.device} and q on {q.device}; they must share a device")
