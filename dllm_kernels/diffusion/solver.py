@@ -36,25 +36,26 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, grid: str | Sequence | Te
     """
     if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
         raise ValueError(f"num_steps is {num_steps!r}; it must be a whole number of at least 1")
-    if isinstance(grid, str):
-        if grid != "t":
+    match grid:
+        case "t":
+            return torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
+        case ("log_snr", start, end):
+            if not -math.inf < start < end < math.inf:
+                raise ValueError(f"the log-SNR grid goes from {start!r} to {end!r}; its ends must be finite and rise")
+            times = schedule.t_of_log_snr(torch.linspace(start, end, num_steps, dtype=torch.float64))
+            times = torch.cat((times, times.new_zeros(1)))
+            if not (times.diff() < 0).all():
+                raise ValueError(f"the log-SNR grid from {start!r} to {end!r} has times that float64 cannot tell apart")
+            return times
+        case Tensor() | [int() | float(), *_]:
+            times = _checked(grid)
+            if len(times) != num_steps + 1:
+                raise ValueError(f"the grid has {len(times)} times; {num_steps} steps need {num_steps + 1}")
+            if times[-1] != 0:
+                raise ValueError(f"the grid ends at t = {times[-1].item()}; it must end at 0")
+            return times
+        case _:
             raise ValueError(f"unknown grid {grid!r}; it must be 't', ('log_snr', start, end) or a list of times")
-        return torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
-    if len(grid) == 3 and isinstance(grid[0], str) and grid[0] == "log_snr":
-        _, start, end = grid
-        if not -math.inf < start < end < math.inf:
-            raise ValueError(f"the log-SNR grid goes from {start!r} to {end!r}; its ends must be finite and rise")
-        times = schedule.t_of_log_snr(torch.linspace(start, end, num_steps, dtype=torch.float64))
-        times = torch.cat((times, times.new_zeros(1)))
-        if not (times.diff() < 0).all():
-            raise ValueError(f"the log-SNR grid from {start!r} to {end!r} has times that float64 cannot tell apart")
-        return times
-    times = _checked(grid)
-    if len(times) != num_steps + 1:
-        raise ValueError(f"the grid has {len(times)} times; {num_steps} steps need {num_steps + 1}")
-    if times[-1] != 0:
-        raise ValueError(f"the grid ends at t = {times[-1].item()}; it must end at 0")
-    return times
 
 
 def coefficient_table(schedule: NoiseSchedule, times: Sequence | Tensor, solver: str, eta: float = 0.0) -> Tensor:
