@@ -1,6 +1,10 @@
-"""What the machine is: its device, its memory, its name."""
+"""What the machine is: its device, its memory, its name, and what it reaches."""
 
 import os
+import resource
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,3 +55,61 @@ def device_name(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     return models[0] if models else "CPU"
+
+
+def memory_size(device: torch.device) -> int:
+    """Bytes of memory that the card or the machine has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: by PyTorch on a card, by the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def elapsed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `call` takes, until the device has finished."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """Bytes a second of the better of a copy (read and written) and a sum (read) of tensors far larger than a cache."""
+    size = min(2**30 if device.type == "cuda" else 2**28, free_memory(device) // 4)
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    copied, summed = _best(lambda: target.copy_(source), device), _best(source.sum, device)
+    return max(2 * source.nbytes / copied, source.nbytes / summed)
+
+
+def measure_product(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a square product: 8192 wide on a card, 2048 on a CPU."""
+    n = 8192 if device.type == "cuda" else 2048
+    # Random operands: a product of zeros runs faster than one of data.
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / _best(lambda: torch.mm(a, b), device)
+
+
+def _best(call: Callable[[], object], device: torch.device) -> float:
+    # A card takes several calls a measurement, so that a launch and a wait are a small share of it.
+    calls = 10 if device.type == "cuda" else 1
+
+    def several() -> None:
+        for _ in range(calls):
+            call()
+
+    several()
+    return min(elapsed(several, device) for _ in range(5)) / calls
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

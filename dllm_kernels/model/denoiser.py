@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm_kernels.config import LDLMConfig
-from dllm_kernels.model.layers import MLP, AttentionFunction, CrossAttention, SelfAttention, sdpa
+from dllm_kernels.model.layers import MLP, AttentionFunction, CrossAttention, SelfAttention, learned_vectors, sdpa
 
 FREQUENCIES = 256
 
@@ -74,8 +74,8 @@ class Denoiser(nn.Module):
         dim, latent_dim = config.dim, config.latent_dim
         self.time_embedding = TimeEmbedding(dim, sinusoidal=config.ada_ln)
         self.project_in = nn.Linear(2 * latent_dim, dim) if config.self_conditioning else None
-        self.positions = nn.Parameter(torch.randn(1, config.seq_len, dim) * 0.02) if config.ada_ln else None
-        self.null_context = nn.Parameter(torch.randn(1, 1, config.hidden_dim) * 0.02) if config.context else None
+        self.positions = learned_vectors(config.seq_len, dim) if config.ada_ln else None
+        self.null_context = learned_vectors(1, config.hidden_dim) if config.context else None
         self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.denoiser_layers))
         self.out_norm = nn.LayerNorm(dim, elementwise_affine=not config.ada_ln)
         self.out_modulation = zeroed(nn.Linear(dim, 2 * dim)) if config.ada_ln else None

@@ -1,10 +1,9 @@
 """The Perceiver (arXiv:2103.03206): learned queries read a context, layer by layer. Both the latent encoder and decoder."""
 
-import torch
 from torch import Tensor, nn
 
 from dllm_kernels.config import LDLMConfig
-from dllm_kernels.model.layers import AttentionFunction, DecoderLayer, sdpa
+from dllm_kernels.model.layers import AttentionFunction, DecoderLayer, learned_vectors, sdpa
 
 
 class Perceiver(nn.Module):
@@ -19,7 +18,7 @@ class Perceiver(nn.Module):
 
     def __init__(self, config: LDLMConfig, context_dim: int, out_dim: int, attention: AttentionFunction = sdpa):
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(1, config.seq_len, config.dim) * 0.02)
+        self.latents = learned_vectors(config.seq_len, config.dim)
         self.layers = nn.ModuleList(
             DecoderLayer(config.dim, context_dim, config.num_heads, attention) for _ in range(config.perceiver_layers)
         )

@@ -17,10 +17,14 @@ TRITON_HEAD_DIM, TRITON_BACKWARD_HEAD_DIM = 640, 128
 def reference(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """`attention` as explicit softmax arithmetic in the inputs' dtype; shapes as there."""
     attended, k, v = _attended(q, k, v, key_mask, causal)
+    return torch.einsum("bhts,bshd->bthd", _weights(q, k, attended), v)
+
+
+def _weights(q: Tensor, k: Tensor, attended: Tensor) -> Tensor:
+    """The attention weights [B, H, T, S]; zero throughout where a query attends to nothing."""
     scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
     # The lowest finite score keeps a row without keys finite; its weights are zeroed after the softmax.
-    weights = scores.masked_fill(~attended, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~attended, 0)
-    return torch.einsum("bhts,bshd->bthd", weights, v)
+    return scores.masked_fill(~attended, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~attended, 0)
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +39,7 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: 
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> Tensor:
-    """`attention` through PyTorch's fused kernels; differentiable."""
+    """`attention` through PyTorch's fused kernels."""
     attended = nothing = None
     if key_mask is not None:
         attended, k, v = _attended(q, k, v, key_mask, causal)
@@ -88,7 +92,7 @@ def attention_forward(
     """`attention`, and what its backward needs.
 
     Returns:
-        out as of `attention`, and the log-sum-exp (base e) of each query's scaled scores, [B, H, T] float32, -inf for a query
+        out as of `attention`, and the log-sum-exp (base 2) of each query's scaled scores, [B, H, T] float32, -inf for a query
         that attends to nothing; the log-sum-exp is empty where PyTorch computes, whose backward does without.
     """
     return _select(q, backend).function(q, k, v, key_mask, causal)
@@ -111,9 +115,17 @@ def attention_backward(
 
         q, k, v = (_last_contiguous(x) for x in (q, k, v))
         return launch(grad.contiguous(), q, k, v, None if key_mask is None else key_mask.contiguous(), out, lse, causal)
-    # Autograd is switched off inside a custom op; a functional transform differentiates all the same.
-    _, vjp = torch.func.vjp(lambda q, k, v: _sdpa(q, k, v, key_mask, causal), q, k, v)
-    return tuple(g.contiguous() for g in vjp(grad))
+    # PyTorch's fused kernels have no backward for some head dimensions and masks; this serves all.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    attended, k, v = _attended(q, k, v, key_mask, causal)
+    grad, q, k, v, scale = grad.to(wide), q.to(wide), k.to(wide), v.to(wide), q.shape[-1] ** -0.5
+    weights = _weights(q, k, attended)
+    grad_weights = torch.einsum("bthd,bshd->bhts", grad, v)
+    grad_scores = scale * weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
+    dq = torch.einsum("bhts,bshd->bthd", grad_scores, k)
+    dk = torch.einsum("bhts,bthd->bshd", grad_scores, q)
+    dv = torch.einsum("bhts,bthd->bshd", weights, grad)
+    return tuple(g.to(out.dtype).contiguous() for g in (dq, dk, dv))
 
 
 @attention_backward.register_fake

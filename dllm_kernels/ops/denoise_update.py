@@ -75,26 +75,28 @@ def _cuda(
     # The kernel reads the shift in float32, which is what a plan has.
     shift = None if shift is None else shift.float()
     batch, length, width = latents.shape
-    load().denoise_update(
-        latents=latents.data_ptr(),
-        prediction=prediction.data_ptr(),
-        previous=previous.data_ptr(),
-        next_input=next_input.data_ptr(),
-        coefficients=coefficients.data_ptr(),
-        seed=seed.data_ptr(),
-        first_sample=first_sample.data_ptr(),
-        shift=0 if shift is None else shift.data_ptr(),
-        guidance_scale=0 if guidance_scale is None else guidance_scale.data_ptr(),
-        step=step,
-        batch=batch,
-        length=length,
-        width=width,
-        prediction_dtype=str(prediction.dtype).removeprefix("torch."),
-        next_input_dtype=str(next_input.dtype).removeprefix("torch."),
-        noise=noise,
-        self_condition=next_input.shape[-1] != width,
-        stream=torch.cuda.current_stream(latents.device).cuda_stream,
-    )
+    # The extension has a CUDA runtime of its own, which launches on the current device.
+    with torch.cuda.device(latents.device):
+        load().denoise_update(
+            latents=latents.data_ptr(),
+            prediction=prediction.data_ptr(),
+            previous=previous.data_ptr(),
+            next_input=next_input.data_ptr(),
+            coefficients=coefficients.data_ptr(),
+            seed=seed.data_ptr(),
+            first_sample=first_sample.data_ptr(),
+            shift=0 if shift is None else shift.data_ptr(),
+            guidance_scale=0 if guidance_scale is None else guidance_scale.data_ptr(),
+            step=step,
+            batch=batch,
+            length=length,
+            width=width,
+            prediction_dtype=str(prediction.dtype).removeprefix("torch."),
+            next_input_dtype=str(next_input.dtype).removeprefix("torch."),
+            noise=noise,
+            self_condition=next_input.shape[-1] != width,
+            stream=torch.cuda.current_stream(latents.device).cuda_stream,
+        )
 
 
 @implementation("denoise_update", "torch")

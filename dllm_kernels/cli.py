@@ -1,0 +1,387 @@
+"""The command line: generate, bench, roofline, info, convert.
+
+Results go to stdout; progress, notes and errors to stderr. Input that does not fit ends with exit code 2 and one line.
+"""
+
+import importlib.metadata
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+import dllm_kernels
+from dllm_kernels import LDLM, FusedSampler, LDLMConfig, extension, report, roofline
+from dllm_kernels.bad_input import OneLineErrors, user_input
+from dllm_kernels.baseline import published_generate, random_model
+from dllm_kernels.config import PRESETS
+from dllm_kernels.device import device_name, elapsed, memory_size, peak_memory, resolve_device
+from dllm_kernels.model.ldlm import build_module
+from dllm_kernels.ops.dispatch import BACKENDS, explain, select
+from dllm_kernels.phases import phase_times
+from dllm_kernels.report import emit, notes, progress_bar
+from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
+
+DEFAULT_PRESET = "open-dllm-35b-a3b"
+
+
+class Dtype(StrEnum):
+    """Dtypes by their short names."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+    fp64 = "fp64"
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The dtype itself."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[self]
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+Steps = Annotated[int, typer.Option("--steps", min=1, help="steps of the solver")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="samples generated together")]
+SeqLen = Annotated[int | None, typer.Option("--seq-len", min=1, help="tokens a sample; the model's, where not given")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="of the packed weights")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; a card where there is one")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="of PyTorch on a CPU; its own choice, where not given")]
+Seed = Annotated[int, typer.Option("--seed", help="64 bits that fix the result")]
+Preset = Annotated[str, typer.Option("--preset", help=", ".join(PRESETS))]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout instead of a table")]
+
+app = typer.Typer(cls=OneLineErrors, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def top(context: typer.Context) -> None:
+    """Fast inference of latent diffusion language models on one GPU."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str, typer.Argument(help="a preset (random weights), a checkpoint folder or hub id, or an open-dllm .pt file")
+    ] = DEFAULT_PRESET,
+    steps: Steps = 10,
+    batch: Batch = 1,
+    seq_len: SeqLen = None,
+    solver: Annotated[str, typer.Option(help="ddim, ddpm or dpmpp_2m")] = "ddim",
+    eta: Annotated[float | None, typer.Option(help="noise of ddpm; 1 is the ancestral sampler")] = None,
+    grid: Annotated[str, typer.Option(help="t, log_snr:START:END, or the times, 1,0.5,0")] = "t",
+    seed: Seed = 0,
+    first_sample: Annotated[int, typer.Option(min=0, help="number of the first sample of the seed")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, callback=_finite, help="0 takes the most likely token")] = 0.0,
+    dtype: DtypeOption = Dtype.bf16,
+    device: Device = None,
+    backend: Annotated[str, typer.Option(help=", ".join(BACKENDS))] = "auto",
+    threads: Threads = None,
+    tokenizer: Annotated[str | None, typer.Option(help="folder or hub id; prints text beside the tokens")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate tokens, twice: the first generation warms up, the second is timed."""
+    with user_input():
+        on = _device(device, backend, threads)
+        decode = None if tokenizer is None else _tokenizer(tokenizer)
+        source = _source(model, dtype.torch)
+        start = time.perf_counter()
+        with notes.status("packing the weights"):
+            sampler = FusedSampler(
+                source, steps, batch, seq_len, solver, eta, _grid(grid), backend=backend, dtype=dtype.torch, device=on
+            )
+        packing = time.perf_counter() - start
+    call = {"seed": seed, "first_sample": first_sample, "temperature": temperature}
+    if on.type == "cuda":
+        sampler(**call)
+        seconds, peak = elapsed(lambda: sampler(**call), on), peak_memory(on)
+        out, phases = phase_times(sampler, **call)
+    else:
+        with progress_bar(2 * (steps + 3)) as advance:
+            sampler(**call, progress=advance)
+            out, phases = phase_times(sampler, **call, progress=advance)
+        seconds, peak = sum(phases.values()), peak_memory(on)
+    result = {
+        "model": model,
+        "weights": "random" if isinstance(source, RandomModel) else "stored",
+        **_where(on),
+        "dtype": dtype,
+        "backend": backend,
+        "steps": steps,
+        "batch": batch,
+        "seq_len": sampler.seq_len,
+        "solver": solver,
+        "tokens": out.tokens.tolist(),
+        "text": decode and [decode(row) for row in out.tokens.tolist()],
+        "phases_ms": {phase: 1000 * s for phase, s in phases.items()},
+        "total_ms": 1000 * seconds,
+        "tokens_per_s": batch * sampler.seq_len / seconds,
+        "packing_s": packing,
+        "peak_memory_bytes": peak,
+    } | call
+    emit(result, as_json, report.generation)
+
+
+@app.command()
+def bench(
+    preset: Preset = DEFAULT_PRESET,
+    steps: Steps = 10,
+    batch: Batch = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="each times both, one after the other")] = 3,
+    dtype: DtypeOption = Dtype.bf16,
+    device: Device = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Time the sampler beside the published loop in eager PyTorch: same random weights, dtype, device and threads."""
+    with user_input():
+        on = _device(device, "auto", threads)
+        config = LDLMConfig.preset(preset)
+        with notes.status("making the model and packing it"):
+            model = random_model(config, dtype.torch, on)
+            sampler = FusedSampler(model, steps, batch, dtype=dtype.torch, device=on)
+    generator = torch.Generator(on)
+    calls = {
+        "published": lambda: published_generate(model, steps, config.seq_len, batch, generator.manual_seed(seed)),
+        "ours": lambda: sampler(seed),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with progress_bar(2 * (rounds + 1)) as advance:
+        for timed in range(rounds + 1):
+            for name, call in calls.items():
+                seconds = elapsed(call, on)
+                # The first round warms up.
+                if timed:
+                    times[name].append(seconds)
+                advance(name)
+    rows = {
+        name: {
+            "median_ms": 1000 * statistics.median(values),
+            "min_ms": 1000 * min(values),
+            "max_ms": 1000 * max(values),
+            "tokens_per_s": batch * config.seq_len / statistics.median(values),
+        }
+        for name, values in times.items()
+    }
+    result = {
+        "preset": preset,
+        "weights": "random",
+        **_where(on),
+        "dtype": dtype,
+        "steps": steps,
+        "batch": batch,
+        "seq_len": config.seq_len,
+        "rounds": rounds,
+        **rows,
+        "ratio": rows["published"]["median_ms"] / rows["ours"]["median_ms"],
+        "peak_memory_bytes": peak_memory(on),
+    }
+    emit(result, as_json, report.benchmark)
+
+
+@app.command("roofline")
+def roofline_command(
+    preset: Preset = DEFAULT_PRESET,
+    steps: Steps = 10,
+    batch: Batch = 1,
+    dtype: DtypeOption = Dtype.bf16,
+    card: Annotated[str, typer.Option(help=f"{', '.join(roofline.CARDS)}, or this, which is measured")] = "this",
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bytes, operations and the least time of a generation on a card."""
+    with user_input():
+        config = LDLMConfig.preset(preset)
+        if card != "this" and card not in roofline.CARDS:
+            raise ValueError(f"unknown card {card!r}; known cards: {', '.join(roofline.CARDS)}, this")
+        on = resolve_device("cpu") if card != "this" else _device(device, "auto", None)
+    if card == "this":
+        with notes.status("measuring this machine"):
+            reached = roofline.this_card(on, dtype.torch)
+    else:
+        reached = roofline.CARDS[card]
+    with torch.device("meta"):
+        parts = {name: build_module(name, config) for name in PACKED_MODULES}
+    variants = {
+        name: roofline.work(config, parts, steps, batch, folded) for name, folded in (("folded", True), ("as_written", False))
+    }
+    floor = roofline.floor(variants["folded"], reached, dtype.torch)
+    rate = reached.rates.get(dtype.torch)
+    result = {
+        "preset": preset,
+        "steps": steps,
+        "batch": batch,
+        "seq_len": config.seq_len,
+        "dtype": dtype,
+        "card": {
+            "name": reached.name,
+            "bytes_per_s": reached.bandwidth,
+            "flops": rate,
+            "provenance": reached.provenance,
+        },
+        **{
+            variant: {
+                "bytes": sum(row.weights for row in rows) * dtype.torch.itemsize,
+                "operations": sum(row.operations for row in rows),
+                "parts": {
+                    row.part: {"bytes": row.weights * dtype.torch.itemsize, "operations": row.operations} for row in rows
+                },
+            }
+            for variant, rows in variants.items()
+        },
+        "bandwidth_ms": 1000 * floor.bandwidth,
+        "arithmetic_ms": None if floor.arithmetic is None else 1000 * floor.arithmetic,
+        "floor_ms": 1000 * floor.seconds,
+        "tokens_per_s": batch * config.seq_len / floor.seconds,
+    }
+    emit(result, as_json, report.roofline)
+
+
+@app.command()
+def info(device: Device = None, as_json: AsJson = False) -> None:
+    """What the machine is, what is installed, and which implementation serves each op, and why."""
+    with user_input():
+        on = _device(device, "auto", None)
+    try:
+        built, obstacle = list(extension.architectures()), None
+    except RuntimeError as error:
+        built, obstacle = [], str(error)
+    result = {
+        **_where(on),
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(on))) if on.type == "cuda" else None,
+        "memory_bytes": memory_size(on),
+        "dllm_kernels": dllm_kernels.__version__,
+        "python": platform.python_version(),
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+        "cuda_kernels": built,
+        "cuda_kernels_obstacle": obstacle,
+        "ops": [dict(zip(("op", "backend", "why"), row, strict=True)) for row in explain(on)],
+    }
+    emit(result, as_json, report.information)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="an open-dllm checkpoint file")],
+    destination: Annotated[Path, typer.Argument(help="the folder to write")],
+    force: Annotated[bool, typer.Option("--force", help="replace the checkpoint in a folder that is not empty")] = False,
+) -> None:
+    """Convert an open-dllm checkpoint file into a folder with config.json and model.safetensors."""
+    with user_input():
+        full = destination.exists() and any(destination.iterdir())
+        if full and not force:
+            raise ValueError(f"{destination} is not empty; --force replaces the checkpoint in it")
+        model = LDLM.from_open_dllm(source)
+        with notes.status(f"writing {destination}"):
+            if full:
+                model.save_pretrained(destination)
+            else:
+                _save_whole(destination, model)
+    count = sum(p.numel() for p in model.parameters())
+    typer.echo(f"{destination}: {count / 1e9:.3g} billion parameters, width {model.config.dim}")
+
+
+def _save_whole(folder: Path, model: LDLM) -> None:
+    """Writes a checkpoint into a folder that is empty or not there, and that is never there in part."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as aside:
+        whole = Path(aside, folder.name)
+        model.save_pretrained(whole)
+        os.rename(whole, folder)
+
+
+def _device(name: str | None, backend: str, threads: int | None) -> torch.device:
+    """The device asked for, where the backend can run, with PyTorch's threads set. Raises ValueError."""
+    try:
+        device = resolve_device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; known devices: cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name}; it must be cpu, cuda or cuda:N")
+    try:
+        for op in ("attention", "denoise_update", "lm_head"):
+            select(op, device, backend)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return device
+
+
+def _source(model: str, dtype: torch.dtype) -> RandomModel | StoredModel | LiveModel:
+    """What the argument of `generate` stands for. Raises ValueError or FileNotFoundError."""
+    if model in PRESETS:
+        return RandomModel(LDLMConfig.preset(model), dtype=dtype)
+    if Path(model).is_file() or Path(model).suffix in (".pt", ".pth"):
+        return LiveModel(LDLM.from_open_dllm(model))
+    if Path(model).exists() or "/" in model:
+        try:
+            return StoredModel(model)
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise ValueError(f"{model} is no folder here, and the hub does not give it: {error}") from error
+    raise ValueError(f"unknown preset {model!r}, and no such file or folder; known presets: {', '.join(PRESETS)}")
+
+
+def _grid(text: str) -> str | tuple | list[float]:
+    name, *ends = text.split(":")
+    try:
+        if name == "log_snr":
+            start, end = map(float, ends)
+            return name, start, end
+        return text if text == "t" else [float(t) for t in text.split(",")]
+    except ValueError:
+        raise ValueError(f"grid is {text!r}; it must be t, log_snr:START:END, or times such as 1,0.5,0") from None
+
+
+def _tokenizer(path: str) -> Callable[[list[int]], str]:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise ValueError("--tokenizer needs transformers: pip install 'dllm-kernels[text]'") from None
+    try:
+        return AutoTokenizer.from_pretrained(path).decode
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} gives no tokenizer: {error}") from error
+
+
+def _where(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "torch": torch.__version__,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main() -> None:
+    """The entry point `dllm-kernels`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
