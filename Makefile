@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: generate test lint bench clean
+.PHONY: generate test lint clean
 
 generate: .venv/installed
 	$(BIN)/dllm-kernels generate
@@ -18,9 +18,6 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
-
-bench: .venv/installed
-	$(BIN)/pytest benchmarks --benchmark-only
 
 clean:
 	rm -rf .venv build dist *.egg-info dllm_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks

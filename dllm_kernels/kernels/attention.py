@@ -32,7 +32,7 @@ class Config(NamedTuple):
 # By the largest D0 + D1 that a row serves. With at most SHORT queries, 16 rows a tile: 8 heads of 64 queries fill 32 blocks.
 # Chosen within 99 KB of shared memory and without spills on sm_90 and sm_120, with Triton 3.6 and 3.9; not timed.
 SHORT = 128
-HALF_SHORT = {
+FEW_QUERIES = {
     64: Config(16, 32, 4, 3),
     128: Config(16, 64, 4, 3),
     192: Config(16, 32, 4, 3),
@@ -42,21 +42,12 @@ HALF_SHORT = {
     512: Config(16, 16, 8, 2),
     640: Config(16, 32, 8, 1),
 }
-HALF_LONG = HALF_SHORT | {
+MANY_QUERIES = FEW_QUERIES | {
     64: Config(64, 64, 4, 2),
     128: Config(64, 32, 4, 2),
     192: Config(32, 32, 4, 2),
     256: Config(64, 32, 8, 2),
     320: Config(32, 32, 8, 2),
-}
-# float32 products run on the FMA units, whose operands come through shared memory whole: smaller tiles.
-SINGLE = {
-    64: Config(16, 32, 4, 2),
-    96: Config(16, 16, 4, 1),
-    128: Config(16, 32, 8, 1),
-    384: Config(16, 16, 8, 1),
-    512: Config(8, 16, 8, 1),
-    640: Config(4, 16, 4, 1),
 }
 
 
@@ -71,10 +62,9 @@ def lookup(table: dict[int, Config], width: int) -> Config:
     return table[min(limit for limit in table if limit >= width)]
 
 
-def forward_config(head_dim: int, queries: int, dtype: torch.dtype) -> Config:
+def forward_config(head_dim: int, queries: int) -> Config:
     """The forward's launch configuration. It must not depend on the batch."""
-    half = HALF_SHORT if queries <= SHORT else HALF_LONG
-    return lookup(SINGLE if dtype == torch.float32 else half, sum(pieces(head_dim)))
+    return lookup(FEW_QUERIES if queries <= SHORT else MANY_QUERIES, sum(pieces(head_dim)))
 
 
 @triton.jit
@@ -109,12 +99,12 @@ def store_piece(base, row_stride, rows, valid, value, D: tl.constexpr, START: tl
 
 @triton.jit
 def dot(a, b, accumulator=None):
-    """accumulator + a b in float32, without TF32."""
+    """accumulator + a b, summed in float32."""
     if INTERPRETED:
         # Triton's interpreter (3.6 to 3.9) multiplies the bit patterns of bfloat16; float32 has the same products.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision="ieee")
+    return tl.dot(a, b, accumulator)
 
 
 @triton.jit(do_not_specialize=["T", "S", "H"])
@@ -219,7 +209,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, 
     batch, queries, heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
-    config = forward_config(head_dim, queries, q.dtype)
+    config = forward_config(head_dim, queries)
     first, second = pieces(head_dim)
     attention_forward_kernel[(triton.cdiv(queries, config.rows) * heads * batch,)](
         q,
@@ -246,7 +236,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, 
     return out, lse
 
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def specialization(kernel: triton.JITFunction, config: Config, dtype: torch.dtype, masked: bool, **constants) -> Specialization:
@@ -263,7 +253,7 @@ def specialization(kernel: triton.JITFunction, config: Config, dtype: torch.dtyp
 def forward_specialization(head_dim: int, queries: int, dtype: torch.dtype, masked: bool, causal: bool) -> Specialization:
     """How `attention_forward` launches its kernel for these arguments."""
     first, second = pieces(head_dim)
-    config = forward_config(head_dim, queries, dtype)
+    config = forward_config(head_dim, queries)
     return specialization(attention_forward_kernel, config, dtype, masked, CAUSAL=causal, D=head_dim, D0=first, D1=second)
 
 
@@ -277,6 +267,5 @@ def ahead_of_time():
         (320, 64, torch.bfloat16, False, True),
         (640, 64, torch.bfloat16, False, False),
         (128, 1024, torch.bfloat16, True, False),
-        (64, 64, torch.float32, True, False),
     ):
         yield forward_specialization(head_dim, queries, dtype, masked, causal)

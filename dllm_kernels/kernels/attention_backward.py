@@ -15,9 +15,8 @@ from dllm_kernels.kernels.attention import Config, dot, load_piece, lookup, narr
 
 # By WIDTH, the head dimension padded to a power of two. Chosen within 99 KB of shared memory and without spills on sm_90 and
 # sm_120, with Triton 3.6 and 3.9; not timed.
-KEYS_HALF = {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2)}
-QUERIES_HALF = {64: Config(64, 32, 4, 2), 128: Config(64, 32, 8, 2)}
-SINGLE = {32: Config(16, 32, 8, 1), 64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1)}
+KEY_TILES = {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2)}
+QUERY_TILES = {64: Config(64, 32, 4, 2), 128: Config(64, 32, 8, 2)}
 DELTA_ROWS = 16
 
 
@@ -183,10 +182,9 @@ def padded(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-def configs(head_dim: int, dtype: torch.dtype) -> tuple[Config, Config]:
+def configs(head_dim: int) -> tuple[Config, Config]:
     """Launch configurations of the kernels for keys and for queries."""
-    tables = (SINGLE, SINGLE) if dtype == torch.float32 else (KEYS_HALF, QUERIES_HALF)
-    return lookup(tables[0], padded(head_dim)), lookup(tables[1], padded(head_dim))
+    return lookup(KEY_TILES, padded(head_dim)), lookup(QUERY_TILES, padded(head_dim))
 
 
 def attention_backward(
@@ -208,7 +206,7 @@ def attention_backward(
         num_warps=4,
         enable_fp_fusion=True,
     )
-    by_keys, by_queries = configs(head_dim, q.dtype)
+    by_keys, by_queries = configs(head_dim)
     for kernel, config, tiles, gradients in (
         (attention_backward_keys_kernel, by_keys, triton.cdiv(keys, by_keys.keys), (dk, dv)),
         (attention_backward_queries_kernel, by_queries, triton.cdiv(queries, by_queries.rows), (dq,)),
@@ -244,7 +242,7 @@ def backward_specializations(head_dim: int, dtype: torch.dtype, masked: bool, ca
     kernels = (attention_backward_keys_kernel, attention_backward_queries_kernel)
     return [
         specialization(kernel, config, dtype, masked, CAUSAL=causal, D=head_dim, WIDTH=padded(head_dim))
-        for kernel, config in zip(kernels, configs(head_dim, dtype), strict=True)
+        for kernel, config in zip(kernels, configs(head_dim), strict=True)
     ]
 
 

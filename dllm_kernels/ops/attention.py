@@ -70,8 +70,8 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: boo
 
 def _triton_gap(q: Tensor) -> str | None:
     """Why the Triton kernels have no code for q, or None."""
-    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"the triton implementation of attention computes bfloat16, float16 and float32, and q is {q.dtype}"
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f"the triton implementation of attention computes bfloat16 and float16, and q is {q.dtype}"
     if q.shape[-1] > TRITON_HEAD_DIM:
         return f"the triton implementation of attention has head dimensions 1 to {TRITON_HEAD_DIM}, and q has {q.shape[-1]}"
     return None
@@ -157,7 +157,8 @@ def attention(
         k, v: [B, S, H, D], dtype and device as q.
         key_mask: [B, S] bool, True where a key is attended to; None attends to all.
         causal: query t attends to keys up to t; needs T == S.
-        backend: "auto", "triton" (head dimensions up to 640, no float64; gradients above 128 through PyTorch) or "torch".
+        backend: "auto", "torch", or "triton", which computes bfloat16 and float16 with head dimensions up to 640, and
+            gradients above 128 through PyTorch.
 
     Returns:
         [B, T, H, D], contiguous, q's dtype; sums are float32 or wider. A query that attends to nothing yields 0.

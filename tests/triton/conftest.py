@@ -13,3 +13,11 @@ def device() -> torch.device:
     if not interpreting():
         pytest.fail("without a GPU these tests run in a process of their own: TRITON_INTERPRET=1 pytest tests/triton")
     return torch.device("cpu")
+
+
+@pytest.fixture
+def poisoned_memory():
+    """torch.empty fills with NaN, so that what a kernel does not write shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

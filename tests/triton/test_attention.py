@@ -12,18 +12,10 @@ from dllm_kernels.kernels.attention import MAX_HEAD_DIM, forward_config, pieces
 from dllm_kernels.ops.attention import attention, attention_forward, reference
 from tests.numerics import assert_contract, poisoned
 
-HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+HALF, BFLOAT = torch.float16, torch.bfloat16
 
 # Triton's interpreter computes with NumPy, which warns of every logarithm of zero and every NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """torch.empty fills with NaN, so that what a kernel does not write shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.usefixtures("poisoned_memory")]
 
 
 def random(*shape: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:
@@ -51,31 +43,33 @@ def check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causa
     if causal:
         ones = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device)
         scores = scores.masked_fill(~ones.tril(), float("-inf"))
-    torch.testing.assert_close(lse.double() * math.log(2), scores.logsumexp(-1), rtol=2e-6, atol=2e-6)
+    # A score is a float32 sum of products as large as the largest score, or larger.
+    largest = scores[scores.isfinite()].abs().max().item() if scores.isfinite().any() else 0
+    torch.testing.assert_close(lse.double() * math.log(2), scores.logsumexp(-1), rtol=0, atol=2e-6 * max(1, largest))
     return out
 
 
 @pytest.mark.parametrize(
     ("head_dim", "queries", "keys", "dtype", "masked", "causal"),
     [
-        (32, 1, 1, FLOAT, False, False),
+        (32, 1, 1, HALF, False, False),
         (32, 65, 63, BFLOAT, True, False),
         (64, 17, 67, BFLOAT, True, False),
         (64, 64, 64, HALF, False, True),
         (64, 131, 131, BFLOAT, True, True),
-        (96, 37, 37, FLOAT, True, True),
+        (96, 37, 37, HALF, True, True),
         (96, 5, 65, BFLOAT, False, False),
         (128, 65, 65, BFLOAT, False, True),
-        (128, 131, 33, FLOAT, True, False),
+        (128, 131, 33, HALF, True, False),
         (256, 17, 65, BFLOAT, True, False),
-        (256, 19, 19, FLOAT, False, True),
+        (256, 19, 19, HALF, False, True),
         (320, 37, 37, BFLOAT, True, True),
-        (320, 3, 17, FLOAT, False, False),
+        (320, 3, 17, HALF, False, False),
         (640, 17, 33, BFLOAT, True, False),
         (640, 17, 17, BFLOAT, False, True),
-        (640, 5, 17, FLOAT, True, False),
+        (640, 5, 17, HALF, True, False),
         # Head dimensions that are padded: below 16, in one piece, in the second piece.
-        (5, 17, 33, FLOAT, True, False),
+        (5, 17, 33, HALF, True, False),
         (30, 5, 17, BFLOAT, False, False),
         (600, 17, 17, BFLOAT, True, True),
     ],
@@ -97,13 +91,13 @@ def test_values(device, head_dim, queries, keys, dtype, masked, causal):
 def test_any_shape(batch, queries, keys, heads, head_dim, causal):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keys = queries if causal else keys
-    q = random(batch, queries, heads, head_dim, dtype=FLOAT, device=device, seed=1)
-    k = random(batch, keys, heads, head_dim, dtype=FLOAT, device=device, seed=2)
-    v = random(batch, keys, heads, head_dim, dtype=FLOAT, device=device, seed=3)
+    q = random(batch, queries, heads, head_dim, dtype=HALF, device=device, seed=1)
+    k = random(batch, keys, heads, head_dim, dtype=HALF, device=device, seed=2)
+    v = random(batch, keys, heads, head_dim, dtype=HALF, device=device, seed=3)
     check(surrounded(q), surrounded(k), surrounded(v), None, causal)
 
 
-@pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
+@pytest.mark.parametrize("dtype", [BFLOAT, HALF])
 def test_packed_views(device, dtype):
     qkv = random(2, 37, 3, 2, 32, dtype=dtype, device=device)
     q, k, v = qkv.unbind(2)
@@ -119,7 +113,7 @@ def test_packed_views(device, dtype):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
+@pytest.mark.parametrize("dtype", [BFLOAT, HALF])
 def test_masks(device, dtype, causal):
     """Samples with no key, with none in the first tile, with none in the last, and with one key only."""
     keys = 71
@@ -137,7 +131,7 @@ def test_masks(device, dtype, causal):
     torch.testing.assert_close(attention(q, *dirty, mask, causal, "triton"), out, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
+@pytest.mark.parametrize("dtype", [BFLOAT, HALF])
 def test_large_logits(device, dtype):
     """Scores in the thousands of either sign: exponentials of them would overflow."""
     q, k, v = (random(1, 33, 2, 64, dtype=dtype, device=device, seed=seed) for seed in (1, 2, 3))
@@ -147,12 +141,12 @@ def test_large_logits(device, dtype):
 
 
 def test_many_keys(device):
-    q = random(1, 1, 1, 32, dtype=FLOAT, device=device, seed=1)
-    k, v = (random(1, 4096, 1, 32, dtype=FLOAT, device=device, seed=seed) for seed in (2, 3))
+    q = random(1, 1, 1, 32, dtype=HALF, device=device, seed=1)
+    k, v = (random(1, 4096, 1, 32, dtype=HALF, device=device, seed=seed) for seed in (2, 3))
     check(q, k, v)
 
 
-@pytest.mark.parametrize(("head_dim", "queries", "dtype"), [(64, 17, BFLOAT), (96, 5, FLOAT), (640, 5, BFLOAT)])
+@pytest.mark.parametrize(("head_dim", "queries", "dtype"), [(64, 17, BFLOAT), (96, 5, HALF), (640, 5, BFLOAT)])
 def test_batch_invariance(device, head_dim, queries, dtype):
     q, k, v = (random(8, n, 2, head_dim, dtype=dtype, device=device, seed=n) for n in (queries, 33, 34))
     v = v[:, :33]
@@ -166,15 +160,18 @@ def test_batch_invariance(device, head_dim, queries, dtype):
 def test_pieces_cover_every_head_dim():
     for head_dim in range(1, MAX_HEAD_DIM + 1):
         first, second = pieces(head_dim)
-        assert head_dim <= first + second and forward_config(head_dim, 64, BFLOAT) and forward_config(head_dim, 1024, FLOAT)
+        assert head_dim <= first + second and forward_config(head_dim, 64) and forward_config(head_dim, 1024)
     assert [pieces(n) for n in (16, 96, 320, 640)] == [(16, 0), (64, 32), (256, 64), (512, 128)]
     # Eight heads of 64 queries fill 32 programs.
-    assert forward_config(256, 64, BFLOAT).rows == forward_config(640, 64, BFLOAT).rows == 16
+    assert forward_config(256, 64).rows == forward_config(640, 64).rows == 16
 
 
 @pytest.mark.parametrize(
     ("head_dim", "dtype", "message"),
-    [(641, FLOAT, "head dimensions 1 to 640, and q has 641"), (16, torch.float64, "bfloat16, float16 and float32, and q is")],
+    [
+        (641, HALF, "head dimensions 1 to 640, and q has 641"),
+        (16, torch.float32, "bfloat16 and float16, and q is torch.float32"),
+    ],
 )
 def test_gaps_of_triton(device, head_dim, dtype, message):
     q = random(1, 3, 1, head_dim, dtype=dtype, device=device)
@@ -184,6 +181,6 @@ def test_gaps_of_triton(device, head_dim, dtype, message):
 
 
 def test_op_keeps_torchs_rules(device):
-    q, k, v = (random(2, 5, 2, 16, dtype=FLOAT, device=device, seed=seed) for seed in (1, 2, 3))
+    q, k, v = (random(2, 5, 2, 16, dtype=HALF, device=device, seed=seed) for seed in (1, 2, 3))
     mask = torch.ones(2, 5, dtype=torch.bool, device=device)
     torch.library.opcheck(attention_forward, (q.requires_grad_(), k, v, mask, True, "triton"))
