@@ -258,8 +258,10 @@ def forward_specialization(head_dim: int, queries: int, dtype: torch.dtype, mask
 
 
 def ahead_of_time():
-    """The presets' Perceivers and denoisers (64, 128, 256, 640), prompts (key mask) and token decoders (128, 320, causal)."""
+    """The head dimensions of the presets and two more; prompts have a key mask, the published token decoder is causal."""
     for head_dim, queries, dtype, masked, causal in (
+        (32, 64, torch.bfloat16, True, False),
+        (96, 64, torch.float16, True, True),
         (64, 64, torch.bfloat16, True, False),
         (128, 64, torch.bfloat16, True, False),
         (128, 64, torch.bfloat16, False, True),

@@ -36,7 +36,7 @@ _REDUCE_BLOCK, _REDUCE_WARPS = 1024, 4
 
 
 # Neither 1 row nor a multiple of 16 may compile another kernel, or change how a row is computed.
-@triton.jit(do_not_specialize=["rows", "length"])
+@triton.jit(do_not_specialize=["rows", "length", "vocab_size"])
 def lm_head_tile_kernel(
     hidden,
     weight,

@@ -40,15 +40,14 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> Tensor:
     """`attention` through PyTorch's fused kernels."""
-    attended = nothing = None
+    attended = None
     if key_mask is not None:
         attended, k, v = _attended(q, k, v, key_mask, causal)
-        nothing = ~attended.any(-1, keepdim=True)
-        attended = attended | nothing
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attended, is_causal=causal and key_mask is None)
-    if nothing is not None:
-        out = out.masked_fill(nothing, 0)
+    if attended is not None:
+        # What PyTorch gives for a row that attends to nothing depends on its kernel.
+        out = out.masked_fill(~attended.any(-1, keepdim=True), 0)
     return out.transpose(1, 2)
 
 

@@ -59,7 +59,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causa
         (64, 131, 131, BFLOAT, True, True),
         (96, 37, 37, HALF, True, True),
         (96, 5, 65, BFLOAT, False, False),
-        (128, 65, 65, BFLOAT, False, True),
+        (128, 131, 131, BFLOAT, False, True),
         (128, 131, 33, HALF, True, False),
         (256, 17, 65, BFLOAT, True, False),
         (256, 19, 19, HALF, False, True),
@@ -104,6 +104,7 @@ def test_packed_views(device, dtype):
     assert not q.is_contiguous()
     packed = check(q, k, v)
     torch.testing.assert_close(packed, check(q.contiguous(), k.contiguous(), v.contiguous()), rtol=0, atol=0)
+    torch.testing.assert_close(attention(q.contiguous(), k, v.contiguous(), backend="triton"), packed, rtol=0, atol=0)
     transposed = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v)]
     torch.testing.assert_close(attention(*transposed, backend="triton"), packed, rtol=0, atol=0)
     # A context that the batch shares, and a mask that it shares.

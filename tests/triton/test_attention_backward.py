@@ -89,7 +89,11 @@ def test_packed_views(device):
     """Views of one GEMM's output, and a gradient that is broadcast."""
     qkv = random(2, 37, 3, 2, 32, dtype=HALF, device=device)
     grad = random(1, 1, 1, 32, dtype=HALF, device=device, seed=4).expand(2, 37, 2, 32)
-    check(*qkv.unbind(2), grad)
+    q, k, v = qkv.unbind(2)
+    packed = check(q, k, v, grad)
+    mixed = gradients(lambda *x: attention(*x, backend="triton"), q.contiguous(), k, v.contiguous(), grad)
+    for actual, expected in zip(mixed, packed, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_batch_invariance(device):
