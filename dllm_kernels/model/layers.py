@@ -16,6 +16,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal
     if key_mask is not None:
         # A row that attends to nothing is computed over every key and then set to 0, so that no softmax sees an empty row.
         empty = ~key_mask.any(dim=1)
+        # What a masked entry holds does not matter, NaN included: no weight times NaN is 0.
+        k, v = (x.masked_fill(~key_mask[:, :, None, None], 0) for x in (k, v))
         mask = (key_mask | empty[:, None])[:, None, None, :]
         if causal:
             mask = mask & torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
