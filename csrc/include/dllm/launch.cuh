@@ -1,18 +1,74 @@
-// What launchers share.
+// How launchers start a kernel. csrc/emulate has the same function for a CPU.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
 namespace dllm {
 
-// Throws what the last launch failed with; the text reaches Python as a RuntimeError.
-inline void check_launch(const char* kernel) {
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) {
+inline void check(cudaError_t error, const char* kernel) {
+    if (error != cudaSuccess) {
+        cudaGetLastError();  // a launch's error is not the next call's
         throw std::runtime_error(std::string(kernel) + " could not be launched: " + cudaGetErrorString(error));
     }
+}
+
+// Whether a kernel may start before the one ahead of it in the stream is complete (programmatic dependent launch).
+inline bool overlapping = true;
+
+// Queues `kernel` on `stream`; what it failed with reaches Python as a RuntimeError. Every kernel calls
+// wait_for_predecessors(), also one that reads nothing of theirs: whoever waits for it relies on it.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, uint32_t threads, uint32_t shared_bytes,
+            cudaStream_t stream, Arguments... arguments) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+          name);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = overlapping ? 1 : 0;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+// SMs of the current device.
+inline uint32_t multiprocessors() {
+    int device = 0, count = 0;
+    check(cudaGetDevice(&device), "multiprocessors");
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+    return static_cast<uint32_t>(count);
+}
+
+// A bfloat16 matrix [rows, columns] without gaps between its rows, a multiple of 16 bytes each, for tensor_copy of
+// boxes [box_rows, box_columns].
+inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
+                              uint32_t box_columns) {
+    static const auto encode = [] {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult found;
+        check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
+              "tensor_map");
+        return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+    }();
+    CUtensorMap map;
+    const uint64_t shape[2] = {columns, rows}, stride[1] = {columns * 2};
+    const uint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
+    if (!encode || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), shape, stride, box,
+                          step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                          CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
+        throw std::runtime_error("the driver made no tensor map of a matrix of " + std::to_string(rows) + " x " +
+                                 std::to_string(columns) + " values");
+    }
+    return map;
 }
 
 }  // namespace dllm

@@ -12,7 +12,7 @@
 
 namespace dllm {
 
-constexpr uint32_t kStepNoise = 1;
+constexpr uint32_t kStepNoise = 1, kGumbelNoise = 2;
 
 struct Words {
     uint32_t word[4];
@@ -71,5 +71,8 @@ DLLM_INLINE void normals(Words words, float (&values)[4]) {
     normal_pair(words.word[0], words.word[1], values[0], values[1]);
     normal_pair(words.word[2], words.word[3], values[2], values[3]);
 }
+
+// A standard Gumbel value. Not the fast logarithm: near 1 it is wrong by more than the logarithm itself.
+DLLM_INLINE float gumbel(uint32_t word) { return -logf(-logf(uniform(word))); }
 
 }  // namespace dllm

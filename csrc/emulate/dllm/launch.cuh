@@ -1,0 +1,49 @@
+// csrc/include/dllm/launch.cuh for a CPU: a launch waits in a queue until the whole stream is run (../machine.h).
+// Every kernel may start before the one ahead of it is complete.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "dllm/async.cuh"
+#include "machine.h"
+
+namespace dllm {
+
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, uint32_t threads, uint32_t shared_bytes,
+            cudaStream_t, Arguments... arguments) {
+    using Call = std::tuple<void (*)(Parameters...), std::tuple<Parameters...>>;
+    emulate::enqueue({
+        .kernel = name,
+        .grid = grid,
+        .threads = threads,
+        .shared_bytes = shared_bytes,
+        .call =
+            [](const void* call) {
+                std::apply(std::get<0>(*static_cast<const Call*>(call)), std::get<1>(*static_cast<const Call*>(call)));
+            },
+        .arguments =
+            std::make_shared<const Call>(kernel, std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)),
+    });
+}
+
+inline uint32_t multiprocessors() { return emulate::multiprocessors; }
+
+// Refuses what the driver refuses (CUDA Driver API, cuTensorMapEncodeTiled).
+inline TensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
+                            uint32_t box_columns) {
+    const bool aligned = reinterpret_cast<uint64_t>(matrix) % 16 == 0 && columns % 8 == 0 && box_columns % 8 == 0;
+    const auto fits = [](uint64_t size, uint32_t box) { return size > 0 && size >> 32 == 0 && box > 0 && box <= 256; };
+    if (!matrix || !aligned || !fits(rows, box_rows) || !fits(columns, box_columns)) {
+        throw std::runtime_error("the driver made no tensor map of a matrix of " + std::to_string(rows) + " x " +
+                                 std::to_string(columns) + " values");
+    }
+    return {emulate::kMapMark, matrix,     static_cast<int64_t>(rows), static_cast<int64_t>(columns),
+            box_rows,          box_columns};
+}
+
+}  // namespace dllm

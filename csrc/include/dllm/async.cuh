@@ -1,0 +1,112 @@
+// Asynchronous copies into shared memory, and the mbarriers on which they complete (PTX ISA, "Asynchronous copy",
+// "mbarrier"). csrc/emulate has the same functions for a CPU.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace dllm {
+
+// An mbarrier in shared memory. A phase completes when `arrivals` arrivals and all expected bytes are in; then the
+// next phase begins. Phases alternate in parity, the first has parity 0.
+struct Barrier {
+    uint64_t state;
+};
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// By one thread. Before any other thread or copy uses the barrier: barriers_ready(), then __syncthreads().
+__device__ __forceinline__ void barrier_init(Barrier* barrier, uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// One arrival, which also makes the phase wait for `bytes` of bulk copies.
+__device__ __forceinline__ void barrier_arrive_expect(Barrier* barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+
+// Returns when the phase of this parity has completed.
+__device__ __forceinline__ void barrier_wait(Barrier* barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+}
+
+// What is read once: it does not push what is read again out of L2. A policy for bulk_copy.
+__device__ __forceinline__ uint64_t streaming_policy() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// One contiguous copy, both ends and `bytes` multiples of 16, by one thread. It counts as `bytes` on `barrier`.
+__device__ __forceinline__ void bulk_copy(void* shared, const void* global, uint32_t bytes, Barrier* barrier,
+                                          uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+            shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+        : "memory");
+}
+
+// A matrix in global memory for tensor_copy, made by tensor_map (launch.cuh); a kernel has it as a parameter declared
+// `const __grid_constant__`.
+using TensorMap = CUtensorMap;
+
+__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Copies the map's box whose first element is (row, column) by one thread: rows without gaps, zeros outside of the
+// matrix. `shared` is a multiple of 128; the whole box counts as its bytes on `barrier`.
+__device__ __forceinline__ void tensor_copy(void* shared, const TensorMap* map, int32_t row, int32_t column,
+                                            Barrier* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cta.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+            "r"(shared_address(shared)),
+        "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+        : "memory");
+}
+
+// Asks for `bytes` (a multiple of 16) to be brought into L2.
+__device__ __forceinline__ void prefetch_to_l2(const void* global, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
+
+// 16 bytes by one thread, through L2; zeros, without reading, where `real` is false.
+__device__ __forceinline__ void copy_16(void* shared, const void* global, bool real) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(real ? 16 : 0)
+                 : "memory");
+}
+
+// One arrival, counted in the barrier's `arrivals`, when this thread's copies so far have landed.
+__device__ __forceinline__ void arrive_when_copied(Barrier* barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// This thread's copies since the last commit are one group; copies_wait<N> returns when all but the last N landed.
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int kPending>
+__device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+}  // namespace dllm

@@ -1,0 +1,63 @@
+// What blocks and kernels have to say to each other: programmatic dependent launch (CUDA C++ Programming Guide), and
+// values handed over through global memory. csrc/emulate has the same functions for a CPU.
+#pragma once
+
+#include <cstdint>
+
+namespace dllm {
+
+// The dynamic shared memory of the block, aligned to 128 bytes.
+__device__ __forceinline__ char* shared_memory() {
+    extern __shared__ __align__(128) char memory[];
+    return memory;
+}
+
+// Reads a kernel's parameter now, so that a later use finds it in the constant cache.
+__device__ __forceinline__ void read_now(const void* parameter) { asm volatile("" ::"l"(parameter)); }
+__device__ __forceinline__ void read_now(uint32_t parameter) { asm volatile("" ::"r"(parameter)); }
+
+// Lets the next kernel of the stream start; what it reads of ours it must wait for.
+__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+// Returns when the kernels before this one in the stream are complete and their stores visible. Nothing that they write
+// may be read before, and nothing that they read may be written.
+__device__ __forceinline__ void wait_for_predecessors() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Keeps the thread, and with it its block's place on the SM, for about this long.
+__device__ __forceinline__ void linger(uint32_t nanoseconds) { __nanosleep(nanoseconds); }
+
+// Blocks of one kernel hand each other float32 values through global memory that holds kEmpty wherever nothing is
+// handed over: a value is its own flag, so neither fences nor counters are needed (the "Lamport" exchange of
+// TensorRT-LLM's all-reduce). Arithmetic never makes kEmpty: a NaN that it makes is 0x7FFFFFFF.
+constexpr uint32_t kEmpty = 0xFFFFFFFFu;
+
+__device__ __forceinline__ void hand_over(float4* place, float4 value) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place), "f"(value.x), "f"(value.y),
+                 "f"(value.z), "f"(value.w)
+                 : "memory");
+}
+
+// What the place holds now, whole or in part kEmpty.
+__device__ __forceinline__ float4 peek(const float4* place) {
+    float4 value;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "l"(place)
+                 : "memory");
+    return value;
+}
+
+// Whether a peek saw all that was handed over. Who keeps peeking must be sure that the giver is running or was queued
+// before.
+__device__ __forceinline__ bool complete(float4 peeked) {
+    return __float_as_uint(peeked.x) != kEmpty && __float_as_uint(peeked.y) != kEmpty &&
+           __float_as_uint(peeked.z) != kEmpty && __float_as_uint(peeked.w) != kEmpty;
+}
+
+// Empties a place whose value was taken.
+__device__ __forceinline__ void clear(float4* place) {
+    const float empty = __uint_as_float(kEmpty);
+    *place = {empty, empty, empty, empty};
+}
+
+}  // namespace dllm
