@@ -1,0 +1,312 @@
+// The folded linear layer for few rows (definition: dllm_kernels/ops/stream_linear.py). Weights stream once
+// (weight_stream.cuh).
+//
+// K is split among `slices` neighbouring blocks. Each hands its sums over, and adds up those of the row tiles that it
+// owns in the order of the slices: no atomics, so equal calls give equal bits, and a row's result does not depend on
+// the rows beside it. What follows the products runs once a block, on few warps: it is written for few instructions.
+
+#include <cstdint>
+#include <stdexcept>
+
+#include "dllm/kernels.h"
+#include "dllm/launch.cuh"
+#include "dllm/weight_stream.cuh"
+
+namespace dllm {
+namespace {
+
+constexpr float kEpsilon = 1e-5f;
+// Places that a thread watches at once when it takes others' sums.
+constexpr int kPeeks = 8;
+
+// Shared memory: barriers, the block's part of four vectors, the ring; later in the ring's place the result (float32,
+// rows a few banks apart) and the residual.
+template <typename Tile>
+struct Layout {
+    static constexpr int kPitch = Tile::kOutputs + 4;
+    static constexpr int kVectors = Tile::kBarrierBytes;
+    static constexpr int kRing = (kVectors + 4 * Tile::kOutputs * 4 + 127) / 128 * 128;
+    // Rows that one slice owns at most.
+    static __host__ __device__ int most_rows(int slices) { return (Tile::kRows / 8 + slices - 1) / slices * 8; }
+    static __host__ __device__ int residual(int slices) { return kRing + most_rows(slices) * kPitch * 4; }
+    static int bytes(int stages, int slices, bool with_residual) {
+        const int after = residual(slices) + (with_residual ? most_rows(slices) * Tile::kOutputs * 2 : 0);
+        return std::max(kRing + stages * Tile::kStageBytes, after);
+    }
+};
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
+    }
+    return value;
+}
+
+// A row's statistics (mean, sum of squared deviations), given in chunks of `chunk` columns, as its mean and 1 / std.
+__device__ __forceinline__ float2 merge_statistics(const float2* chunks, uint32_t count, uint32_t chunk, uint32_t width,
+                                                   uint32_t lane) {
+    float mean = 0;
+    for (uint32_t i = lane; i < count; i += 32) {
+        mean += chunks[i].x * static_cast<float>(min(chunk, width - i * chunk));
+    }
+    mean = warp_sum(mean) / static_cast<float>(width);
+    float squares = 0;
+    for (uint32_t i = lane; i < count; i += 32) {
+        const float2 one = chunks[i];
+        squares += one.y + (one.x - mean) * (one.x - mean) * static_cast<float>(min(chunk, width - i * chunk));
+    }
+    return {mean, rsqrtf(warp_sum(squares) / static_cast<float>(width) + kEpsilon)};
+}
+
+__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+
+// Adds up kItems places a thread, kThreads apart, over the slices, `stride` apart, and empties them.
+template <int kItems, int kThreads>
+__device__ __forceinline__ void take(float4* place, uint32_t stride, uint32_t slices, float4 (&total)[kItems]) {
+    constexpr int kSlices = kPeeks / kItems;
+    for (uint32_t first = 0; first < slices; first += kSlices) {
+        float4 seen[kSlices][kItems];
+        const auto each = [&](auto action) {
+#pragma unroll
+            for (int s = 0; s < kSlices; ++s) {
+#pragma unroll
+                for (int i = 0; i < kItems; ++i) {
+                    if (first + s < slices) {
+                        action(seen[s][i], place + (first + s) * stride + i * kThreads, total[i]);
+                    }
+                }
+            }
+        };
+        for (bool missing = true; missing;) {
+            missing = false;
+            each([&](float4& value, float4* at, float4&) { value = peek(at); });
+            each([&](float4& value, float4*, float4&) { missing |= !complete(value); });
+        }
+        each([&](float4& value, float4* at, float4& sum) {
+            sum = {sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w};
+            clear(at);
+        });
+    }
+}
+
+template <typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
+    linear_kernel(const Linear call, const __grid_constant__ TensorMap input) {
+    using Place = Layout<Tile>;
+    constexpr int kPieces = Tile::kOutputs / 16, kQuads = (Tile::kOutputs + 127) / 128;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint32_t slices = gridDim.x, slice = blockIdx.x, column_block = blockIdx.y;
+    const uint32_t first_row = blockIdx.z * Tile::kRows, first_output = column_block * Tile::kOutputs;
+    const uint32_t rows = min(static_cast<uint32_t>(Tile::kRows), call.rows - first_row);
+    const uint32_t outputs = min(static_cast<uint32_t>(Tile::kOutputs), call.outputs - first_output);
+    const uint32_t stages = (call.width + Tile::kDepth - 1) / Tile::kDepth;
+    const uint32_t begin = stages * slice / slices, end = stages * (slice + 1) / slices;
+    read_now(call.next_scale);
+    read_now(call.output_statistics);
+    read_now(call.rows);
+
+    // Constants: they arrive while the weights do.
+    float* const vectors = reinterpret_cast<float*>(shared_memory() + Place::kVectors);
+    for (uint32_t piece = threadIdx.x; piece < Tile::kOutputs; piece += Tile::kThreads) {
+        const uint32_t vector = piece / (Tile::kOutputs / 4), output = piece % (Tile::kOutputs / 4) * 4;
+        const float* const from = vector == 0   ? call.bias
+                                  : vector == 1 ? call.column_sums
+                                  : vector == 2 ? call.gate
+                                                : call.next_scale;
+        const bool real = output < outputs && from;
+        copy_16(vectors + piece * 4, real ? from + first_output + output : call.bias, real);
+    }
+    const StreamSource source{
+        .weight = static_cast<const char*>(call.weight) +
+                  (static_cast<size_t>(column_block) * stages + begin) * Tile::kWeightBytes,
+        .input = &input,
+        .row = static_cast<int32_t>(first_row),
+        .column = static_cast<int32_t>(begin * Tile::kDepth),
+        .stages = end - begin,
+        .products = 1,
+    };
+    // Row tiles of 8 rows: slice s owns those from tiles s / slices on.
+    const uint32_t tiles = (rows + 7) / 8, own_begin = tiles * slice / slices, own_end = tiles * (slice + 1) / slices;
+    const uint32_t own_rows = min(own_end * 8, rows) - min(own_begin * 8, rows);
+
+    WeightStream<Tile> stream(source, call.ring_stages, reinterpret_cast<Barrier*>(shared_memory()),
+                              shared_memory() + Place::kRing);
+    Sums<Tile> sums = {};
+    stream.next(sums);
+
+    // [slice][row tile][piece of 16 outputs][lane]
+    constexpr uint32_t kSlice = Tile::kRows / 8 * kPieces * 32;
+    float4* const workspace = reinterpret_cast<float4*>(call.workspace) +
+                              static_cast<size_t>(blockIdx.z * gridDim.y + column_block) * slices * kSlice;
+    const uint32_t first_tile = Tile::warp_m() * Tile::kTiles, first_piece = Tile::warp_n() * Tile::kSixteens;
+    if (slices > 1) {
+        float4* const place = workspace + slice * kSlice + (first_tile * kPieces + first_piece) * 32 + lane;
+#pragma unroll
+        for (int n = 0; n < Tile::kTiles; ++n) {
+            if (first_tile + n < tiles) {
+#pragma unroll
+                for (int i = 0; i < Tile::kSixteens; ++i) {
+                    hand_over(place + (n * kPieces + i) * 32,
+                              {sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]});
+                }
+            }
+        }
+    }
+    __syncthreads();
+
+    float* const result = reinterpret_cast<float*>(shared_memory() + Place::kRing);
+    bf16* const residual = reinterpret_cast<bf16*>(shared_memory() + Place::residual(slices));
+    if (call.residual) {
+        for (uint32_t piece = threadIdx.x; piece < own_rows * (Tile::kOutputs / 8); piece += Tile::kThreads) {
+            const uint32_t row = piece / (Tile::kOutputs / 8), output = piece % (Tile::kOutputs / 8) * 8;
+            const uint32_t token = first_row + own_begin * 8 + row;
+            const uint32_t from = token < call.residual_rows ? token : token % call.residual_rows;
+            const bool real = output < outputs;
+            copy_16(residual + row * Tile::kOutputs + output,
+                    static_cast<const bf16*>(call.residual) +
+                        (real ? static_cast<size_t>(from) * call.outputs + first_output + output : 0),
+                    real);
+        }
+    }
+    copies_commit();
+    // A lane's values of a piece: two rows of outputs 0 and 8.
+    const auto store = [&](uint32_t tile, uint32_t piece, const float4& value) {
+        float* const at = result + (tile * 8 + lane % 4 * 2) * Place::kPitch + piece * 16 + lane / 4;
+        at[0] = value.x, at[Place::kPitch] = value.y, at[8] = value.z, at[Place::kPitch + 8] = value.w;
+    };
+    if (slices == 1) {
+#pragma unroll
+        for (int n = 0; n < Tile::kTiles; ++n) {
+#pragma unroll
+            for (int i = 0; i < Tile::kSixteens; ++i) {
+                store(first_tile + n, first_piece + i, {sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]});
+            }
+        }
+    } else {
+        // Items are the pieces of the own row tiles: neighbours in the workspace, one a warp at a time.
+        const uint32_t items = (own_end - own_begin) * kPieces;
+        float4* const own = workspace + own_begin * kPieces * 32 + lane;
+        uint32_t item = warp;
+        for (; item + Tile::kWarps < items; item += 2 * Tile::kWarps) {
+            float4 total[2] = {};
+            take<2, Tile::kThreads>(own + item * 32, kSlice, slices, total);
+            store(item / kPieces, item % kPieces, total[0]);
+            store((item + Tile::kWarps) / kPieces, (item + Tile::kWarps) % kPieces, total[1]);
+        }
+        if (item < items) {
+            float4 total[1] = {};
+            take<1, Tile::kThreads>(own + item * 32, kSlice, slices, total);
+            store(item / kPieces, item % kPieces, total[0]);
+        }
+    }
+    copies_wait<0>();
+    __syncthreads();
+
+    for (uint32_t row = warp; row < own_rows; row += Tile::kWarps) {
+        const size_t token = first_row + own_begin * 8 + row;
+        float2 moments{0, 1};
+        if (call.column_sums) {
+            moments = merge_statistics(reinterpret_cast<const float2*>(call.statistics) + token * call.chunks,
+                                       call.chunks, call.chunk, call.width, lane);
+        }
+        float written[kQuads][4], total = 0;
+#pragma unroll
+        for (int quad = 0; quad < kQuads; ++quad) {
+            const uint32_t output = quad * 128 + lane * 4;
+            const bool real = output < outputs;
+            const float* const at = vectors + (real ? output : 0);
+            const float4 product = *reinterpret_cast<const float4*>(result + row * Place::kPitch + (real ? output : 0));
+            const float4 bias = *reinterpret_cast<const float4*>(at);
+            const float4 column_sums = *reinterpret_cast<const float4*>(at + Tile::kOutputs);
+            float value[4] = {moments.y * (product.x - moments.x * column_sums.x),
+                              moments.y * (product.y - moments.x * column_sums.y),
+                              moments.y * (product.z - moments.x * column_sums.z),
+                              moments.y * (product.w - moments.x * column_sums.w)};
+            if (call.gate) {
+                const float4 gate = *reinterpret_cast<const float4*>(at + 2 * Tile::kOutputs);
+                value[0] *= gate.x, value[1] *= gate.y, value[2] *= gate.z, value[3] *= gate.w;
+            }
+            value[0] += bias.x, value[1] += bias.y, value[2] += bias.z, value[3] += bias.w;
+            if (call.gelu) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    value[i] = gelu(value[i]);
+                }
+            }
+            if (call.residual) {
+                const uint2 left =
+                    *reinterpret_cast<const uint2*>(residual + row * Tile::kOutputs + (real ? output : 0));
+                value[0] += low_bf16(left.x), value[1] += high_bf16(left.x);
+                value[2] += low_bf16(left.y), value[3] += high_bf16(left.y);
+            }
+            const uint2 pairs{pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3])};
+            const float rounded[4] = {low_bf16(pairs.x), high_bf16(pairs.x), low_bf16(pairs.y), high_bf16(pairs.y)};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                written[quad][i] = rounded[i];
+                total += real ? rounded[i] : 0;
+            }
+            if (real) {
+                const size_t here = token * call.outputs + first_output + output;
+                *reinterpret_cast<uint2*>(static_cast<bf16*>(call.output) + here) = pairs;
+                if (call.next_scale) {
+                    const float4 scale = *reinterpret_cast<const float4*>(at + 3 * Tile::kOutputs);
+                    *reinterpret_cast<uint2*>(static_cast<bf16*>(call.scaled_output) + here) = {
+                        pack_bf16(rounded[0] * (1 + scale.x), rounded[1] * (1 + scale.y)),
+                        pack_bf16(rounded[2] * (1 + scale.z), rounded[3] * (1 + scale.w))};
+                }
+            }
+        }
+        if (call.output_statistics) {
+            // The next layer's statistics, of what it will read.
+            const float mean = warp_sum(total) / static_cast<float>(outputs);
+            float squares = 0;
+#pragma unroll
+            for (int quad = 0; quad < kQuads; ++quad) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float deviation = written[quad][i] - mean;
+                    squares += quad * 128 + lane * 4 < outputs ? deviation * deviation : 0;
+                }
+            }
+            squares = warp_sum(squares);
+            if (lane == 0) {
+                reinterpret_cast<float2*>(call.output_statistics)[token * gridDim.y + column_block] = {mean, squares};
+            }
+        }
+    }
+}
+
+template <typename Tile>
+void launch_linear(const Linear& call, cudaStream_t stream) {
+    // A ring of one would wait for what it loads afterwards.
+    if (call.ring_stages < 2 || call.ring_stages > Tile::kMostStages || call.slices == 0) {
+        throw std::invalid_argument("linear takes rings of 2 to 16 stages and at least one slice");
+    }
+    const uint32_t row_blocks = (call.rows - 1) / Tile::kRows + 1;
+    const uint32_t column_blocks = (call.outputs - 1) / Tile::kOutputs + 1;
+    launch("linear", linear_kernel<Tile>, dim3(call.slices, column_blocks, row_blocks), Tile::kThreads,
+           Layout<Tile>::bytes(call.ring_stages, call.slices, call.residual != nullptr), stream, call,
+           tensor_map(call.input, call.rows, call.width, Tile::kRows, 32));
+}
+
+}  // namespace
+
+void linear(const Linear& call, cudaStream_t stream) {
+    const auto is = [&](uint32_t n, uint32_t m, uint32_t sixteens, uint32_t tiles, uint32_t deep) {
+        return call.warps_n == n && call.warps_m == m && call.sixteens == sixteens && call.tiles == tiles &&
+               call.deep == deep;
+    };
+    if (is(8, 1, 2, 8, 1)) return launch_linear<StreamTile<8, 1, 2, 8, 1>>(call, stream);
+    if (is(6, 1, 2, 8, 1)) return launch_linear<StreamTile<6, 1, 2, 8, 1>>(call, stream);
+    if (is(4, 2, 2, 4, 2)) return launch_linear<StreamTile<4, 2, 2, 4, 2>>(call, stream);
+    if (is(4, 1, 2, 8, 2)) return launch_linear<StreamTile<4, 1, 2, 8, 2>>(call, stream);
+    if (is(2, 2, 2, 4, 2)) return launch_linear<StreamTile<2, 2, 2, 4, 2>>(call, stream);
+    if (is(4, 2, 1, 4, 2)) return launch_linear<StreamTile<4, 2, 1, 4, 2>>(call, stream);
+    if (is(4, 4, 2, 4, 1)) return launch_linear<StreamTile<4, 4, 2, 4, 1>>(call, stream);
+    if (is(4, 2, 2, 8, 1)) return launch_linear<StreamTile<4, 2, 2, 8, 1>>(call, stream);
+    throw std::invalid_argument("linear has no code for this shape of warps");
+}
+
+}  // namespace dllm
