@@ -1,4 +1,4 @@
-"""The command line: generate, bench, roofline, info, convert.
+"""The command line: generate, bench, roofline, info, tune, convert.
 
 Results go to stdout; progress, notes and errors to stderr. Input that does not fit ends with exit code 2 and one line.
 """
@@ -30,6 +30,7 @@ from dllm_kernels.ops.dispatch import BACKENDS, explain, select
 from dllm_kernels.phases import phase_times
 from dllm_kernels.report import emit, notes, progress_bar
 from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
+from dllm_kernels.tune import tune as tune_command
 
 DEFAULT_PRESET = "open-dllm-35b-a3b"
 
@@ -254,9 +255,18 @@ def roofline_command(
 
 
 @app.command()
-def info(device: Device = None, as_json: AsJson = False) -> None:
+def info(
+    device: Device = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="what the compiler made of each CUDA kernel instead")] = False,
+    as_json: AsJson = False,
+) -> None:
     """What the machine is, what is installed, and which implementation serves each op, and why."""
     with user_input():
+        if kernels:
+            from dllm_kernels.machine_code import built  # Triton's wheel has the disassembler
+
+            emit({"kernels": [kernel.summary() for kernel in built()]}, as_json, report.compiled_kernels)
+            return
         on = _device(device, "auto", None)
     try:
         built, obstacle = list(extension.architectures()), None
@@ -275,6 +285,9 @@ def info(device: Device = None, as_json: AsJson = False) -> None:
         "ops": [dict(zip(("op", "backend", "why"), row, strict=True)) for row in explain(on)],
     }
     emit(result, as_json, report.information)
+
+
+app.command("tune")(tune_command)
 
 
 @app.command()

@@ -113,3 +113,8 @@ def _best(call: Callable[[], object], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """SMs of a CUDA device; 132, those of an H200, elsewhere."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dllm_kernels.kernels.stream import StreamConfig
 from dllm_kernels.ops.linear import LinearConstants
+from dllm_kernels.ops.stream_linear import PackedWeight, pack
 
 _ELEMENTS = 2**20
 
@@ -52,7 +54,7 @@ class Numerics:
 class FoldedLinear:
     """A packed layer whose bias, column sums, scale and gate may differ by step: [steps, ...] or [1, ...]."""
 
-    weight: Tensor
+    weight: Tensor | PackedWeight
     bias: Tensor
     column_sums: Tensor | None = None
     scale: Tensor | None = None
@@ -64,6 +66,59 @@ class FoldedLinear:
             None if t is None else t[step if len(t) > 1 else 0] for t in (self.bias, self.column_sums, self.scale, self.gate)
         ]
         return LinearConstants(self.weight, *row)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One folded transformer layer: self-attention, cross-attention where `cross_out` is there, MLP.
+
+    A layer whose self-attention and query were constant has `query_constant` [1, T, H, D] and no `qkv`.
+    """
+
+    heads: int
+    causal: bool
+    qkv: FoldedLinear | None
+    out: FoldedLinear | None
+    query: FoldedLinear | None
+    query_constant: Tensor | None
+    cross_out: FoldedLinear | None
+    up: FoldedLinear
+    down: FoldedLinear
+
+    @property
+    def first(self) -> FoldedLinear:
+        """The first linear layer that reads the layer's normalised input."""
+        if self.qkv is not None:
+            return self.qkv
+        return self.up if self.query is None else self.query
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What passes from layer to layer: x [B, T, K], and what a streamed layer leaves for the next (ops/stream_linear.py).
+
+    Attributes:
+        x: the activations.
+        scaled: x (1 + scale) for the adaLN scale of the next layer, or None.
+        statistics: row statistics of x in chunks of `chunk` columns, or None.
+    """
+
+    x: Tensor
+    scaled: Tensor | None = None
+    statistics: Tensor | None = None
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """Keys and values [B, S, L, 2, H, D] of L layers on one context, and which of its S entries attend [B, S], or None."""
+
+    key_values: Tensor
+    mask: Tensor | None = None
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """(keys, values) [B, S, H, D] of a layer."""
+        return self.key_values[:, :, layer, 0], self.key_values[:, :, layer, 1]
 
 
 def fold_linear(
@@ -78,6 +133,7 @@ def fold_linear(
     added: Tensor | None = None,
     input_scale: Tensor | None = None,
     input_shift: Tensor | None = None,
+    cut: StreamConfig | None = None,
 ) -> FoldedLinear:
     """Folds everything constant around y = gate * (W u + bias) + added into one packed layer.
 
@@ -90,6 +146,7 @@ def fold_linear(
         gate: adaLN's [steps, N].
         added: [N], a constant added to the result.
         input_scale, input_shift: [K]: u is x * input_scale + input_shift, without a norm.
+        cut: packs the weight for ops/stream_linear.py, whose bias is a table.
     """
     n, k = weight.shape
     exact, float64 = numerics.exact, {"dtype": torch.float64, "device": numerics.device}
@@ -123,8 +180,8 @@ def fold_linear(
     if added is not None:
         biases = biases + exact(added)
     return FoldedLinear(
-        packed,
-        numerics.activation(biases),
+        packed if cut is None else pack(packed, cut),
+        numerics.activation(biases) if cut is None else numerics.table(biases),
         None if sums is None else numerics.table(sums),
         None if scale is None else numerics.table(scale),
         None if gate is None else numerics.table(gate),

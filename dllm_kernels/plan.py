@@ -7,7 +7,6 @@ cross-attention to the null context. Whatever reads one context shares one GEMM 
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,47 +14,28 @@ from torch import Tensor, nn
 
 from dllm_kernels.checkpoint import check_finite
 from dllm_kernels.config import LDLMConfig
-from dllm_kernels.fold import FoldedLinear, Numerics, apply_linear, fold_linear, layer_norm
+from dllm_kernels.fold import Context, FoldedLinear, Layer, Numerics, Rows, apply_linear, fold_linear, layer_norm
 from dllm_kernels.model.denoiser import Denoiser
 from dllm_kernels.model.layers import CrossAttention, DecoderLayer, sdpa
 from dllm_kernels.model.perceiver import Perceiver
 from dllm_kernels.model.token_decoder import TokenDecoder
 from dllm_kernels.ops.attention import attention
 from dllm_kernels.ops.linear import LinearConstants, linear
+from dllm_kernels.ops.lm_head import lm_head
 from dllm_kernels.ops.modulate import modulate
+from dllm_kernels.ops.stream_linear import (
+    PackedWeight,
+    cut_for,
+    empty_workspace,
+    row_statistics,
+    stream_linear,
+    workspace_elements,
+)
+from dllm_kernels.ops.stream_lm_head import cut_for as lm_head_cut_for
+from dllm_kernels.ops.stream_lm_head import stream_lm_head
 
 ModuleSource = Callable[[str], nn.Module]
 """A part of the model by name (model/ldlm.py, MODULES), built or read when it is asked for."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One folded transformer layer: self-attention, cross-attention where `cross_out` is there, MLP.
-
-    A layer whose self-attention and query were constant has `query_constant` [1, T, H, D] and no `qkv`.
-    """
-
-    heads: int
-    causal: bool
-    qkv: FoldedLinear | None
-    out: FoldedLinear | None
-    query: FoldedLinear | None
-    query_constant: Tensor | None
-    cross_out: FoldedLinear | None
-    up: FoldedLinear
-    down: FoldedLinear
-
-
-@dataclass(frozen=True)
-class Context:
-    """Keys and values [B, S, L, 2, H, D] of L layers on one context, and which of its S entries attend [B, S], or None."""
-
-    key_values: Tensor
-    mask: Tensor | None = None
-
-    def of(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(keys, values) [B, S, H, D] of a layer."""
-        return self.key_values[:, :, layer, 0], self.key_values[:, :, layer, 1]
 
 
 class Plan:
@@ -66,7 +46,9 @@ class Plan:
         source: gives the model's parts; each is asked for once and let go when it is packed.
         times: [N] float64, the denoiser's time at each step.
         seq_len: T, up to the config's.
-        with_context: whether the denoiser reads a prompt; otherwise the null context is folded in.
+        batch_size: B, samples of a call.
+        context_len: P, the longest prompt that the denoiser reads; for 0 the null context is folded in.
+        guidance: whether the denoiser runs every sample twice, with and without its prompt.
         numerics: dtypes and device.
         batch_invariant, backend: how ops run (ops/linear.py, ops/dispatch.py).
 
@@ -80,16 +62,20 @@ class Plan:
         source: ModuleSource,
         times: Tensor,
         seq_len: int,
-        with_context: bool,
+        batch_size: int,
+        context_len: int,
+        guidance: bool,
         numerics: Numerics,
         batch_invariant: bool = False,
         backend: str = "auto",
     ):
         self.config, self.seq_len, self.numerics = config, seq_len, numerics
         self._options = {"batch_invariant": batch_invariant, "backend": backend}
+        self._batch, self._context_len, self._copies = batch_size, context_len, 2 if guidance else 1
+        self._workspace_elements = 0
         self.statistics = source("statistics")
         for name, pack in (
-            ("denoiser", lambda module: self._pack_denoiser(module, times, with_context)),
+            ("denoiser", lambda module: self._pack_denoiser(module, times)),
             ("latent_decoder", self._pack_latent_decoder),
             ("token_decoder", self._pack_token_decoder),
             ("lm_head", self._pack_lm_head),
@@ -99,14 +85,19 @@ class Plan:
             pack(module)
             del module
         del self.statistics, self._final_norm
+        self._workspace = empty_workspace(self._workspace_elements, numerics.device)
 
     # Running
 
-    def first_input(self, latents: Tensor) -> Tensor:
-        """Initial noise [B, T, d_z] -> the denoiser's input of step 0; later ones are written by denoise_update."""
+    def first_input(self, latents: Tensor) -> Rows:
+        """Initial noise [B, T, d_z] -> the denoiser's input of step 0; denoise_update writes those of later steps into it."""
         if self.config.self_conditioning:
-            return self.numerics.activation(torch.cat((latents, torch.zeros_like(latents)), dim=-1))
-        return self.numerics.activation(latents + self.time_shift[0])
+            x = self.numerics.activation(torch.cat((latents, torch.zeros_like(latents)), dim=-1))
+        else:
+            x = self.numerics.activation(latents + self.time_shift[0])
+        x = torch.cat([x] * self._copies) if self._copies > 1 else x
+        reads_statistics = self.project_in is None and self._streamed(self.denoiser_layers[0].first)
+        return Rows(x, statistics=row_statistics(x), chunk=x.shape[-1]) if reads_statistics else Rows(x)
 
     def next_shift(self, step: int) -> Tensor | None:
         """What is added to the latents after `step` to make the next input, where that is all there is to it: [d] or None."""
@@ -114,19 +105,21 @@ class Plan:
             return None
         return self.time_shift[min(step + 1, len(self.time_shift) - 1)]
 
-    def denoise(self, step: int, inputs: Tensor, context: Context | None) -> Tensor:
-        """The denoiser's input [B, T, 2 d_z or d_z] of a step -> its prediction of z0 [B, T, d_z]."""
+    def denoise(self, step: int, inputs: Rows, context: Context | None) -> Tensor:
+        """The denoiser's input [B, T, 2 d_z or d_z] of a step -> its prediction of z0 [B, T, d_z].
+
+        Where `out_scale` is there, the output norm is still to be applied: denoise_update does so.
+        """
+        first = self.denoiser_layers[0].first.at(step)
         if self.project_in is None:
-            x = inputs
+            rows = inputs
         elif step == 0 and self.config.first_prediction == "skip":
-            x = inputs[..., : self.config.latent_dim] + self.first_shift
+            rows = Rows(inputs.x[..., : self.config.latent_dim] + self.first_shift)
         else:
-            x = self._linear(inputs, self.project_in.at(step), residual=self.positions)
-        for index, layer in enumerate(self.denoiser_layers):
-            x = self._run(layer, x, step, index, context)
-        if self.project_out is None:
-            return modulate(x, self.out_scale, self.out_shift, backend=self._options["backend"])
-        return self._linear(x, self.project_out.at(step))
+            rows = self._linear(inputs, self.project_in.at(step), residual=self.positions, then=first)
+        last = None if self.project_out is None else self.project_out.at(step)
+        rows = self._run_layers(self.denoiser_layers, rows, step, context, last)
+        return rows.x if last is None else self._linear(rows, last).x
 
     def context(self, hidden: Tensor, mask: Tensor, given: Tensor, guidance: bool) -> Context:
         """Keys and values of a prompt for every layer of the denoiser.
@@ -140,7 +133,7 @@ class Plan:
         Returns:
             B entries, 2B with guidance: the second half reads the null context.
         """
-        key_values = self._linear(hidden, self.prompt_key_value.at(0))
+        key_values = self._linear(Rows(hidden), self.prompt_key_value.at(0)).x
         null = torch.zeros_like(key_values)
         null[:, 0] = self.null_key_value
         first = torch.zeros_like(mask)
@@ -152,34 +145,97 @@ class Plan:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, T, d_z] -> what the lm_head reads, [B, T, d_h]: latent decoder, token decoder, final norm."""
-        config, z = self.config, self.numerics.activation(latents)
-        context = Context(self._heads(self._linear(z, self.latent_key_value.at(0)), len(self.latent_layers), config.num_heads))
-        x = self.latent_start.expand(len(z), -1, -1)
-        for index, layer in enumerate(self.latent_layers):
-            x = self._run(layer, x, 0, index, context)
+        z = Rows(self.numerics.activation(latents))
+        context = Context(
+            self._heads(self._linear(z, self.latent_key_value.at(0)).x, len(self.latent_layers), self.config.num_heads)
+        )
+        after = self.token_layers[0].first.at(0) if self.latent_out is None else None
+        rows = self._run_layers(self.latent_layers, Rows(self.latent_start), 0, context, after)
         if self.latent_out is not None:
-            x = self._linear(x, self.latent_out.at(0))
-        key_values = self._linear(x, self.token_key_value.at(0))
-        context = Context(self._heads(key_values, len(self.token_layers), config.token_decoder_heads))
-        for index, layer in enumerate(self.token_layers):
-            x = self._run(layer, x, 0, index, context)
-        return modulate(x, backend=self._options["backend"])
+            rows = self._linear(rows, self.latent_out.at(0), then=self.token_layers[0].first.at(0))
+        key_values = self._linear(rows, self.token_key_value.at(0)).x
+        context = Context(self._heads(key_values, len(self.token_layers), self.config.token_decoder_heads))
+        rows = self._run_layers(self.token_layers, rows, 0, context, None)
+        return modulate(rows.x, backend=self._options["backend"])
 
-    def _run(self, layer: Layer, x: Tensor, step: int, index: int, context: Context | None) -> Tensor:
+    def tokens(
+        self, hidden: Tensor, temperature: Tensor, seed: Tensor, first_sample: Tensor, logprobs: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What decode() gave -> tokens [B, T] and their log-probabilities (ops/lm_head.py)."""
+        weight, bias = self.lm_head_weight, self.lm_head_bias
+        if isinstance(weight, PackedWeight):
+            return stream_lm_head(hidden, weight, bias, temperature, seed, first_sample, logprobs)
+        return lm_head(hidden, weight, bias, temperature, seed, first_sample, logprobs, **self._options)
+
+    def _run_layers(
+        self, layers: list[Layer], rows: Rows, step: int, context: Context | None, then: LinearConstants | None
+    ) -> Rows:
+        """`then` is the layer after the last, which the statistics are for."""
+        for index, layer in enumerate(layers):
+            after = layers[index + 1].first.at(step) if index + 1 < len(layers) else then
+            rows = self._run(layer, rows, step, index, context, after)
+        return rows
+
+    def _run(
+        self, layer: Layer, rows: Rows, step: int, index: int, context: Context | None, then: LinearConstants | None
+    ) -> Rows:
+        up = layer.up.at(step)
         if layer.qkv is not None:
-            q, k, v = self._linear(x, layer.qkv.at(step)).unflatten(-1, (3, layer.heads, -1)).unbind(dim=2)
-            x = self._linear(self._attention(q, k, v, None, layer.causal), layer.out.at(step), residual=x)
+            q, k, v = self._linear(rows, layer.qkv.at(step)).x.unflatten(-1, (3, layer.heads, -1)).unbind(dim=2)
+            attended = Rows(self._attention(q, k, v, None, layer.causal))
+            after = up if layer.query is None else layer.query.at(step)
+            rows = self._linear(attended, layer.out.at(step), residual=rows.x, then=after)
         if layer.cross_out is not None:
+            keys, values = context.of(index)
             if layer.query_constant is not None:
-                q = layer.query_constant.expand(len(x), -1, -1, -1)
+                q = layer.query_constant.expand(len(keys), -1, -1, -1)
             else:
-                q = self._linear(x, layer.query.at(step)).unflatten(-1, (layer.heads, -1))
-            x = self._linear(self._attention(q, *context.of(index), context.mask), layer.cross_out.at(step), residual=x)
-        hidden = self._linear(x, layer.up.at(step), gelu=True)
-        return self._linear(hidden, layer.down.at(step), residual=x)
+                q = self._linear(rows, layer.query.at(step)).x.unflatten(-1, (layer.heads, -1))
+            attended = Rows(self._attention(q, keys, values, context.mask))
+            rows = self._linear(attended, layer.cross_out.at(step), residual=rows.x, then=up)
+        hidden = self._linear(rows, up, gelu=True)
+        return self._linear(hidden, layer.down.at(step), residual=rows.x, then=then)
 
-    def _linear(self, x: Tensor, constants: LinearConstants, **epilogue) -> Tensor:
-        return linear(x, constants, **epilogue, **self._options)
+    def _linear(
+        self,
+        rows: Rows,
+        constants: LinearConstants,
+        *,
+        gelu: bool = False,
+        residual: Tensor | None = None,
+        then: LinearConstants | None = None,
+    ) -> Rows:
+        """Applies a layer; `then` is the normalised layer that reads the result next, or None."""
+        c = constants
+        if not isinstance(c.weight, PackedWeight):
+            return Rows(linear(rows.x, c, gelu=gelu, residual=residual, **self._options))
+        x, statistics, chunk = rows.x, None, 0
+        if c.column_sums is not None:
+            statistics, chunk = rows.statistics, rows.chunk
+            if statistics is None:
+                statistics, chunk = row_statistics(x), x.shape[-1]
+        if c.scale is not None:
+            x = (x * (1 + c.scale)).to(x.dtype) if rows.scaled is None else rows.scaled
+        streamed_next = then is not None and isinstance(then.weight, PackedWeight)
+        y, scaled, left = stream_linear(
+            x.contiguous(),
+            c.weight,
+            c.bias,
+            self._workspace,
+            column_sums=c.column_sums,
+            statistics=statistics,
+            chunk=chunk,
+            gate=c.gate,
+            gelu=gelu,
+            residual=residual,
+            next_scale=then.scale if streamed_next else None,
+            with_statistics=streamed_next and then.column_sums is not None,
+        )
+        return Rows(y, scaled, left, c.weight.config.outputs)
+
+    @staticmethod
+    def _streamed(layer: FoldedLinear) -> bool:
+        return isinstance(layer.weight, PackedWeight)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
         if self._options["batch_invariant"] and len(q) > 1:
@@ -194,17 +250,33 @@ class Plan:
 
     # Packing
 
-    def _fold(self, layer: nn.Linear, **around) -> FoldedLinear:
-        return fold_linear(layer.weight, layer.bias, self.numerics, **around)
+    @property
+    def _rows(self) -> int:
+        return self._batch * self.seq_len
 
-    def _fold_key_values(self, attentions: list[CrossAttention], **around) -> FoldedLinear:
+    def _fold(self, layer: nn.Linear, rows: int, **around) -> FoldedLinear:
+        return self._fold_weight(layer.weight, layer.bias, rows, **around)
+
+    def _fold_key_values(self, attentions: list[CrossAttention], rows: int, **around) -> FoldedLinear:
         biases = [a.key_value.bias for a in attentions]
         weight = torch.cat([a.key_value.weight.detach() for a in attentions])
-        return fold_linear(weight, None if biases[0] is None else torch.cat(biases), self.numerics, **around)
+        return self._fold_weight(weight, None if biases[0] is None else torch.cat(biases), rows, **around)
+
+    def _fold_weight(self, weight: Tensor, bias: Tensor | None, rows: int, **around) -> FoldedLinear:
+        """Folds a layer that is applied to `rows` rows, packed for streaming where that is faster."""
+        numerics = self.numerics
+        # A batch-invariant plan cuts as for one sample, so that a row's sums do not depend on the batch.
+        as_for = self.seq_len if self._options["batch_invariant"] else None
+        cut = cut_for(rows, *weight.shape, numerics.weights, numerics.device, self._options["backend"], as_for)
+        folded = fold_linear(weight, bias, numerics, cut=cut, **around)
+        if cut is not None:
+            self._workspace_elements = max(self._workspace_elements, workspace_elements(folded.weight, rows))
+        return folded
 
     @torch.no_grad()
-    def _pack_denoiser(self, denoiser: Denoiser, times: Tensor, with_context: bool) -> None:
-        numerics = self.numerics
+    def _pack_denoiser(self, denoiser: Denoiser, times: Tensor) -> None:
+        numerics, with_context = self.numerics, self._context_len > 0
+        rows = self._copies * self._batch * self.seq_len
         embedding = copy.deepcopy(denoiser.time_embedding).to(numerics.device).double()
         time = embedding(times.to(numerics.device))
         self.time_shift = None if denoiser.project_in is not None else numerics.table(time)
@@ -212,7 +284,7 @@ class Plan:
         self.project_in = self.positions = None
         if denoiser.project_in is not None:
             added = None if self.config.ada_ln else time
-            self.project_in = self._fold(denoiser.project_in, added=added)
+            self.project_in = self._fold(denoiser.project_in, rows, added=added)
         if denoiser.positions is not None:
             self.positions = numerics.activation(denoiser.positions[:, : self.seq_len])
         self.denoiser_layers = []
@@ -226,8 +298,8 @@ class Plan:
                 gates = (table[2], table[5])
             constant = query = cross_out = None
             if self.config.context and with_context:
-                query = self._fold(block.cross_attention.query, norm=block.cross_norm)
-                cross_out = self._fold(block.cross_attention.out)
+                query = self._fold(block.cross_attention.query, rows, norm=block.cross_norm)
+                cross_out = self._fold(block.cross_attention.out, rows)
             elif self.config.context:
                 # Softmax over one key is 1, so attending to the null context adds the same vector everywhere.
                 value = apply_linear(denoiser.null_context[0], block.cross_attention.key_value, numerics).chunk(2, dim=-1)[1]
@@ -236,18 +308,20 @@ class Plan:
                 Layer(
                     heads=block.self_attention.heads,
                     causal=False,
-                    qkv=self._fold(block.self_attention.qkv, **attn),
-                    out=self._fold(block.self_attention.out, gate=gates[0], added=constant),
+                    qkv=self._fold(block.self_attention.qkv, rows, **attn),
+                    out=self._fold(block.self_attention.out, rows, gate=gates[0], added=constant),
                     query=query,
                     query_constant=None,
                     cross_out=cross_out,
-                    up=self._fold(block.mlp.up, **mlp),
-                    down=self._fold(block.mlp.down, gate=gates[1]),
+                    up=self._fold(block.mlp.up, rows, **mlp),
+                    down=self._fold(block.mlp.down, rows, gate=gates[1]),
                 )
             )
         if self.config.context and with_context:
             attentions = [block.cross_attention for block in denoiser.blocks]
-            self.prompt_key_value = self._fold_key_values(attentions, **self._standardizing("hidden"))
+            self.prompt_key_value = self._fold_key_values(
+                attentions, self._batch * self._context_len, **self._standardizing("hidden")
+            )
             null_values = [apply_linear(denoiser.null_context[0], a.key_value, numerics) for a in attentions]
             self.null_key_value = numerics.activation(torch.cat(null_values, dim=-1)[0])
         self.project_out = self.out_scale = self.out_shift = None
@@ -256,7 +330,7 @@ class Plan:
             self.out_shift = numerics.table(denoiser.out_norm.bias)
         else:
             shift, scale = apply_linear(F.silu(time), denoiser.out_modulation, numerics).chunk(2, dim=-1)
-            self.project_out = self._fold(denoiser.project_out, norm=denoiser.out_norm, shift=shift, scale=scale)
+            self.project_out = self._fold(denoiser.project_out, rows, norm=denoiser.out_norm, shift=shift, scale=scale)
 
     @torch.no_grad()
     def _pack_latent_decoder(self, decoder: Perceiver) -> None:
@@ -270,13 +344,13 @@ class Plan:
         constant = numerics.activation(query.unflatten(-1, (heads, -1)).unsqueeze(0))
         self.latent_layers = [self._pack_layer(first, constant), *map(self._pack_layer, decoder.layers[1:])]
         attentions = [layer.cross_attention for layer in decoder.layers]
-        self.latent_key_value = self._fold_key_values(attentions, **self._restoring_latents())
-        self.latent_out = self._fold(decoder.project_out) if isinstance(decoder.project_out, nn.Linear) else None
+        self.latent_key_value = self._fold_key_values(attentions, self._rows, **self._restoring_latents())
+        self.latent_out = self._fold(decoder.project_out, self._rows) if isinstance(decoder.project_out, nn.Linear) else None
 
     @torch.no_grad()
     def _pack_token_decoder(self, decoder: TokenDecoder) -> None:
         self.token_layers = [self._pack_layer(layer) for layer in decoder.layers]
-        self.token_key_value = self._fold_key_values([layer.cross_attention for layer in decoder.layers])
+        self.token_key_value = self._fold_key_values([layer.cross_attention for layer in decoder.layers], self._rows)
         self._final_norm = decoder.norm
 
     def _pack_layer(self, layer: DecoderLayer, query_constant: Tensor | None = None) -> Layer:
@@ -285,25 +359,22 @@ class Plan:
         return Layer(
             heads=own.heads,
             causal=own.causal,
-            qkv=None if folded else self._fold(own.qkv, norm=layer.self_norm),
-            out=None if folded else self._fold(own.out),
-            query=None if folded else self._fold(cross.query, norm=layer.cross_norm),
+            qkv=None if folded else self._fold(own.qkv, self._rows, norm=layer.self_norm),
+            out=None if folded else self._fold(own.out, self._rows),
+            query=None if folded else self._fold(cross.query, self._rows, norm=layer.cross_norm),
             query_constant=query_constant,
-            cross_out=self._fold(cross.out),
-            up=self._fold(layer.mlp.up, norm=layer.mlp_norm),
-            down=self._fold(layer.mlp.down),
+            cross_out=self._fold(cross.out, self._rows),
+            up=self._fold(layer.mlp.up, self._rows, norm=layer.mlp_norm),
+            down=self._fold(layer.mlp.down, self._rows),
         )
 
     @torch.no_grad()
-    def _pack_lm_head(self, lm_head: nn.Linear) -> None:
+    def _pack_lm_head(self, layer: nn.Linear) -> None:
         # decode() ends with the plain normalisation, so only the final norm's gain and offset are left to fold.
-        folded = fold_linear(
-            lm_head.weight,
-            lm_head.bias,
-            self.numerics,
-            input_scale=self._final_norm.weight,
-            input_shift=self._final_norm.bias,
-        )
+        numerics = self.numerics
+        cut = lm_head_cut_for(self._rows, layer.in_features, numerics.weights, numerics.device, **self._options)
+        around = {"input_scale": self._final_norm.weight, "input_shift": self._final_norm.bias}
+        folded = fold_linear(layer.weight, layer.bias, numerics, cut=cut, **around)
         self.lm_head_weight, self.lm_head_bias = folded.weight, self.numerics.table(folded.bias[0])
 
     def _standardizing(self, of: str) -> dict[str, Tensor]:

@@ -99,6 +99,19 @@ def information(result: dict[str, Any]) -> None:
     out.print(table)
 
 
+def compiled_kernels(result: dict[str, Any]) -> None:
+    """What the compiler made of each CUDA kernel: registers, bytes of stack and spills, and the instructions meant."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for title in ("kernel", "for", "regs", "spill", *result["kernels"][0]["instructions"]):
+        table.add_column(title, justify="left" if title in ("kernel", "for") else "right", overflow="fold")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for row in result["kernels"]:
+        spilled = row["stack_bytes"] + row["local_bytes"] + row["spills"]
+        numbers = (row["registers"], spilled, *row["instructions"].values())
+        table.add_row(row["kernel"].replace(", ", ","), row["architecture"], *map(str, numbers))
+    out.print(table)
+
+
 def _table(first: str, *rest: str) -> Table:
     table = Table(first)
     for title in rest:

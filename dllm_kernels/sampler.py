@@ -17,7 +17,6 @@ from dllm_kernels.fold import Numerics
 from dllm_kernels.model.ldlm import LDLM, build_module
 from dllm_kernels.ops.denoise_update import denoise_update
 from dllm_kernels.ops.dispatch import BACKENDS
-from dllm_kernels.ops.lm_head import lm_head
 from dllm_kernels.ops.noise import initial_noise
 from dllm_kernels.plan import Plan
 from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
@@ -134,7 +133,9 @@ class FusedSampler:
                 self.source,
                 self._times,
                 self.seq_len,
-                self.context_len > 0,
+                self.batch_size,
+                self.context_len,
+                self.guidance,
                 self.numerics,
                 self.batch_invariant,
                 self.backend,
@@ -205,7 +206,6 @@ class FusedSampler:
         latents = torch.where(inputs.noise_given, inputs.noise, latents)
         previous = torch.zeros_like(latents)
         x = self.plan.first_input(latents)
-        x = torch.cat((x, x)) if self.guidance else x
         context = None
         if self.context_len:
             context = self.plan.context(inputs.context, inputs.context_mask, inputs.context_given, self.guidance)
@@ -215,30 +215,23 @@ class FusedSampler:
                 latents,
                 self.plan.denoise(step, x, context),
                 previous,
-                x,
+                x.x,
                 self._table,
                 step,
                 inputs.seed,
                 inputs.first_sample,
                 self.plan.next_shift(step),
                 inputs.guidance_scale,
-                self._draws_noise,
-                self.backend,
+                self.plan.out_scale,
+                self.plan.out_shift,
+                x.statistics,
+                noise=self._draws_noise,
+                backend=self.backend,
             )
             yield "denoise", step
         hidden = self.plan.decode(latents)
         yield "decode", 0
-        tokens, logprobs = lm_head(
-            hidden,
-            self.plan.lm_head_weight,
-            self.plan.lm_head_bias,
-            inputs.temperature,
-            inputs.seed,
-            inputs.first_sample,
-            self.logprobs,
-            self.batch_invariant,
-            self.backend,
-        )
+        tokens, logprobs = self.plan.tokens(hidden, inputs.temperature, inputs.seed, inputs.first_sample, self.logprobs)
         yield "lm_head", 0
         return SamplerOutput(tokens, latents, logprobs)
 

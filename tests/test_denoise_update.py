@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from dllm_kernels.diffusion.noise import STEP_NOISE, normals
-from dllm_kernels.ops.denoise_update import denoise_update
-from tests.numerics import poisoned
+from dllm_kernels.ops.denoise_update import denoise_update, reference
+from tests.numerics import assert_contract, poisoned
 
-COMBINATIONS = list(itertools.product((False, True), repeat=4))
+COMBINATIONS = list(itertools.product((False, True), repeat=5))
 SEED, FIRST, STEP = -(2**40) - 5, 2**32 - 1, 2
 
 
@@ -17,8 +17,25 @@ def scalar(value: int) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.int64)
 
 
-def problem(guided, self_condition, shifted, batch=2, length=5, width=13, dtype=torch.float64, compute=torch.float64):
-    """Arguments of `denoise_update` by name, with next_input poisoned."""
+def assert_statistics(statistics, next_input):
+    """`statistics` [B T, 1, 2] are those of next_input [B, T, d_z] as it was rounded.
+
+    The mean errs by two units in the last place of the row's largest value, whose square is also what little the squares may.
+    """
+    rows = next_input.double().cpu().flatten(0, 1)
+    assert statistics.shape == (len(rows), 1, 2)
+    mean, squares = statistics[:, 0].double().cpu().unbind(-1)
+    exact = rows.mean(-1)
+    exact_squares = (rows - exact[:, None]).square().sum(-1)
+    unit = torch.finfo(torch.float32).eps * rows.abs().amax(-1)
+    assert ((mean - exact).abs() <= 2 * unit).all()
+    assert ((squares - exact_squares).abs() <= 2e-6 * exact_squares + rows.shape[-1] * unit.square()).all()
+
+
+def problem(
+    guided, self_condition, shifted, normed=False, batch=2, length=5, width=13, dtype=torch.float64, compute=torch.float64
+):
+    """Arguments of `denoise_update` by name, with next_input and statistics poisoned."""
     torch.manual_seed(batch + length + width)
     rows = 2 * batch if guided else batch
     return dict(
@@ -32,15 +49,22 @@ def problem(guided, self_condition, shifted, batch=2, length=5, width=13, dtype=
         first_sample=scalar(FIRST),
         shift=torch.randn(width) + 1 if shifted and not self_condition else None,
         guidance_scale=torch.tensor(2.5) if guided else None,
+        norm_scale=torch.randn(width) + 0.5 if normed else None,
+        norm_shift=torch.randn(width) - 1 if normed else None,
+        statistics=None if self_condition else poisoned(rows * length, 1, 2, dtype=torch.float32),
     )
 
 
-@pytest.mark.parametrize(("guided", "self_condition", "shifted", "noise"), COMBINATIONS)
-def test_values(guided, self_condition, shifted, noise):
-    p = problem(guided, self_condition, shifted)
+@pytest.mark.parametrize(("guided", "self_condition", "shifted", "normed", "noise"), COMBINATIONS)
+def test_values(guided, self_condition, shifted, normed, noise):
+    p = problem(guided, self_condition, shifted, normed)
     batch, length, width = p["latents"].shape
     a, b, c, s = p["coefficients"][STEP].tolist()
     z0 = p["prediction"]
+    if normed:
+        centred = z0 - z0.mean(-1, keepdim=True)
+        z0 = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        z0 = z0 * (1 + p["norm_scale"].double()) + p["norm_shift"]
     if guided:
         z0 = z0[batch:] + 2.5 * (z0[:batch] - z0[batch:])
     expected = a * p["latents"] + b * z0 + c * p["previous"]
@@ -57,6 +81,25 @@ def test_values(guided, self_condition, shifted, noise):
         torch.testing.assert_close(half[..., :width], moved, rtol=1e-13, atol=1e-13)
         if self_condition:
             torch.testing.assert_close(half[..., width:], z0, rtol=1e-13, atol=1e-13)
+    if not self_condition:
+        assert_statistics(p["statistics"], p["next_input"])
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mean", [1.0, 100.0])
+def test_the_norm_and_the_statistics_keep_the_contract(compute, mean):
+    """Also in rows whose mean is 100 times their standard deviation; the normalised prediction is not rounded."""
+    p = problem(True, False, True, True, width=1000, dtype=torch.float32, compute=compute)
+    p["prediction"] += mean
+    p["shift"] += 30 * mean
+    inputs = {name: value for name, value in p.items() if name not in ("next_input", "statistics")}
+    states = ("latents", "previous", "coefficients")
+    exact = reference(**(inputs | {name: p[name].double() for name in states}), noise=True)
+    baseline = reference(**inputs, noise=True)
+    denoise_update(**p, noise=True)
+    for name, truth, float32 in zip(("latents", "previous", "next_input"), exact, baseline, strict=True):
+        assert_contract(p[name], truth, float32.to(p[name].dtype))
+    assert_statistics(p["statistics"], p["next_input"])
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -71,25 +114,28 @@ def test_the_last_row_leaves_exactly_the_prediction(guided):
 
 
 def test_is_a_sound_custom_op():
-    for guided, self_condition, shifted in ((False, False, True), (True, True, False)):
-        p = problem(guided, self_condition, shifted, dtype=torch.float32, compute=torch.bfloat16)
-        p["next_input"].zero_()  # opcheck compares with NaN unequal to itself.
-        torch.library.opcheck(denoise_update, (), p | dict(noise=True))
+    for guided, self_condition, normed in ((False, False, True), (True, True, False)):
+        p = problem(guided, self_condition, True, normed, dtype=torch.float32, compute=torch.bfloat16)
+        for name in ("next_input", "statistics"):
+            if p[name] is not None:
+                p[name].zero_()  # opcheck compares with NaN unequal to itself.
+        torch.library.opcheck(torch.ops.dllm_kernels.denoise_update.default, (), p | dict(noise=True, backend="auto"))
 
 
-def test_compiles_with_its_mutations():
+@pytest.mark.parametrize("self_condition", [False, True])
+def test_compiles_with_its_mutations(self_condition):
     @torch.compile(fullgraph=True, backend="aot_eager")
     def loop(p):
         for step in range(3):
             denoise_update(**(p | dict(step=step)), noise=True)
         return p["latents"] * 2
 
-    compiled, eager = (problem(True, True, False, dtype=torch.float32, compute=torch.bfloat16) for _ in range(2))
+    compiled, eager = (problem(True, self_condition, True, True, dtype=torch.float32, compute=torch.bfloat16) for _ in range(2))
     doubled = loop(compiled)
     for step in range(3):
         denoise_update(**(eager | dict(step=step)), noise=True)
     assert torch.equal(doubled, eager["latents"] * 2)
-    for name in ("latents", "previous", "next_input"):
+    for name in ("latents", "previous", "next_input") + (() if self_condition else ("statistics",)):
         assert torch.equal(compiled[name], eager[name])
 
 
@@ -113,6 +159,12 @@ def test_compiles_with_its_mutations():
         ({"seed": torch.tensor(1.0)}, "seed is torch.float32"),
         ({"shift": torch.zeros(1, 8)}, r"shift has shape \[1, 8\]; it must be \[8\]"),
         ({"next_input": torch.zeros(2, 3, 16), "shift": torch.zeros(8)}, "shift does not go with self-conditioning"),
+        ({"norm_scale": torch.zeros(9), "norm_shift": torch.zeros(8)}, r"norm_scale has shape \[9\]; it must be \[8\]"),
+        ({"norm_scale": torch.zeros(8), "norm_shift": torch.zeros(8).int()}, "norm_shift is torch.int32"),
+        ({"norm_scale": torch.zeros(8)}, "norm_scale and norm_shift go together"),
+        ({"statistics": torch.zeros(6, 2)}, r"statistics has shape \[6, 2\]; it must be \[6, 1, 2\]"),
+        ({"statistics": torch.zeros(6, 1, 2).double()}, "statistics is torch.float64; it must be torch.float32"),
+        ({"statistics": torch.zeros(6, 1, 2), "next_input": torch.zeros(2, 3, 16)}, "statistics does not go with self-cond"),
         ({"previous": torch.zeros(2, 8, 3).transpose(1, 2)}, r"previous has strides \(24, 1, 3\); it must be contiguous"),
         ({"prediction": torch.zeros(2, 3, 8, device="meta")}, "prediction is on meta and latents on cpu"),
     ],

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dllm_kernels import extension
+from dllm_kernels import extension, machine_code
 from dllm_kernels.diffusion.noise import STEP_NOISE, uniforms, words
-from dllm_kernels.kernels.ahead_of_time import cuobjdump, spill_instructions
 from dllm_kernels.ops.denoise_update import reference
 from tests.numerics import assert_contract, poisoned
+from tests.test_denoise_update import assert_statistics
 
 CSRC = Path(__file__).parent.parent / "csrc"
 NVCC = shutil.which("nvcc")
@@ -35,25 +35,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: th
 
 def functions(binary: Path) -> dict[tuple[str, str], tuple[dict[str, int], str]]:
     """(resource usage, SASS) of every kernel in a binary, by (architecture, name)."""
-    usage, sass, architecture = {}, {}, ""
-    for found in re.finditer(r"arch = (\S+)|Function (\S+):\s+(REG:.*)", cuobjdump("-res-usage", binary)):
-        architecture = found[1] or architecture
-        if found[2]:
-            usage[architecture, found[2]] = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", found[3])}
-    # An architecture may be announced by more than one line; the listing of a function reaches to the next announcement.
-    listing = re.split(r"arch = (\S+)|Function : (\S+)", cuobjdump("-sass", binary))
-    for new_architecture, name, text in zip(listing[1::3], listing[2::3], listing[3::3], strict=True):
-        architecture = new_architecture or architecture
-        if name:
-            sass[architecture, name] = text
-    assert usage.keys() == sass.keys() and usage
-    return {key: (usage[key], sass[key]) for key in usage}
+    found = {(k.architecture, k.name): (k.usage, k.sass) for k in machine_code.kernels(binary)}
+    assert found
+    return found
 
 
 def defects(usage: dict[str, int], sass: str) -> list[str]:
     """How a kernel breaks the rule: no stack, no local memory, no spills."""
-    memory = [f"{field}:{usage[field]}" for field in ("STACK", "LOCAL") if usage[field]]
-    return memory + spill_instructions(sass)
+    return machine_code.Kernel("", "", usage, sass).defects()
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +63,24 @@ def test_no_kernel_spills(built):
 
 @needs_module
 def test_denoise_update_moves_sixteen_bytes_at_once(built):
-    wide = {key: sass for key, (_, sass) in built.items() if re.search(r"denoise_update_kernel.*Li4E", key[1])}
-    assert len(wide) == 2 * 4
-    for key, sass in wide.items():
-        # Latents and the previous z0 are float32 in every variant.
-        assert len(re.findall(r"\bLDG\.E\.128\b", sass)) >= 2, key
-        assert len(re.findall(r"\bSTG\.E\.128\b", sass)) >= 2, key
+    found = {key: sass for key, (_, sass) in built.items() if "denoise_update_kernel" in key[1]}
+    # For two architectures; two dtypes of the prediction and of the next input; one, two and four quads a thread.
+    assert len(found) == 2 * 4 * 3
+    for key, sass in found.items():
+        quads = int(re.search(r"Li(\d)E", key[1])[1])
+        # Latents, the previous z0, both of the norm's vectors and the shift are float32 in every variant.
+        assert len(re.findall(r"\bLDG\.E\.128\b", sass)) >= 5 * quads, key
+        assert len(re.findall(r"\bSTG\.E\.128\b", sass)) >= 2 * quads, key
+        # The scalars, and none of the rest.
+        assert len(re.findall(r"\bLDG\.E(\.CONSTANT)?\s", sass)) <= 2, key
+
+
+@needs_module
+def test_denoise_update_reads_nothing_before_its_predecessors_are_done(built):
+    for key, (_, sass) in built.items():
+        if "denoise_update_kernel" in key[1]:
+            before, after = sass.split("ACQBULK")
+            assert not re.search(r"\b(LDG|STG)", before) and re.search(r"\bLDG", after), key
 
 
 @needs_nvcc
@@ -164,24 +165,17 @@ def test_device_normals_are_within_a_millionth_at_every_kind_of_angle(host, radi
     assert (drawn.double() - exact).abs().max() <= 1e-6
 
 
-def denoise_update(latents, prediction, previous, next_input, coefficients, step, seed, first_sample, shift, scale, noise):
+def denoise_update(step, noise, **tensors):
     """The raw call, as ops/denoise_update.py makes it."""
+    latents, next_input = tensors["latents"], tensors["next_input"]
     batch, length, width = latents.shape
     extension.load().denoise_update(
-        latents=latents.data_ptr(),
-        prediction=prediction.data_ptr(),
-        previous=previous.data_ptr(),
-        next_input=next_input.data_ptr(),
-        coefficients=coefficients.data_ptr(),
-        seed=seed.data_ptr(),
-        first_sample=first_sample.data_ptr(),
-        shift=0 if shift is None else shift.data_ptr(),
-        guidance_scale=0 if scale is None else scale.data_ptr(),
+        **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
         step=step,
         batch=batch,
         length=length,
         width=width,
-        prediction_dtype=str(prediction.dtype).removeprefix("torch."),
+        prediction_dtype=str(tensors["prediction"].dtype).removeprefix("torch."),
         next_input_dtype=str(next_input.dtype).removeprefix("torch."),
         noise=noise,
         self_condition=next_input.shape[-1] != width,
@@ -189,7 +183,10 @@ def denoise_update(latents, prediction, previous, next_input, coefficients, step
     )
 
 
-def update_arguments(device, shape=(3, 5, 64), dtype=torch.float32, next_dtype=torch.float32, form="shift", guided=False):
+def update_arguments(
+    device, shape=(3, 5, 64), dtype=torch.float32, next_dtype=torch.float32, form="shift", guided=False, normed=False
+):
+    """A `form` of "shift" has statistics, and in rows of a mean of 100 standard deviations."""
     batch, length, width = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -206,8 +203,11 @@ def update_arguments(device, shape=(3, 5, 64), dtype=torch.float32, next_dtype=t
         step=2,
         seed=torch.tensor(-5, device=device),
         first_sample=torch.tensor(2**32 - 1, device=device),
-        shift=draw(width) if form == "shift" else None,
-        scale=torch.tensor(2.5, device=device) if guided else None,
+        shift=draw(width) + 300 if form == "shift" else None,
+        guidance_scale=torch.tensor(2.5, device=device) if guided else None,
+        norm_scale=draw(width) if normed else None,
+        norm_shift=draw(width) if normed else None,
+        statistics=poisoned(rows * length, 1, 2, dtype=torch.float32, device=device) if form == "shift" else None,
     )
 
 
@@ -225,29 +225,53 @@ def test_a_dtype_without_code_is_named():
 
 
 @needs_module
+@pytest.mark.parametrize(
+    ("shape", "form", "changes", "message"),
+    [
+        ((1, 1, 6), "plain", {}, "needs a width that is a multiple of 4 up to 8192, not 6"),
+        ((1, 1, 8196), "plain", {}, "needs a width that is a multiple of 4 up to 8192, not 8196"),
+        ((1, 1, 8), "plain", {"norm_scale": torch.zeros(8)}, "norm_scale and norm_shift, or neither"),
+        ((1, 1, 8), "self-condition", {"statistics": torch.zeros(1, 1, 2)}, "neither shift nor statistics with self-cond"),
+        ((1, 1, 8), "plain", {"previous": torch.zeros(1, 1, 9)[..., 1:]}, "addresses that are multiples of four values"),
+    ],
+)
+def test_denoise_update_refuses_what_it_cannot_do(shape, form, changes, message):
+    with pytest.raises(ValueError, match=message):
+        denoise_update(**(update_arguments("cpu", shape, form=form) | changes), noise=False)
+
+
+@needs_module
 @needs_gpu
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 63, 65), (2, 65, 64), (1, 64, 2048), (5, 7, 30)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 4), (3, 63, 68), (2, 65, 64), (1, 64, 2048), (5, 7, 3004), (1, 3, 5120), (1, 2, 8192)]
+)
 def test_denoise_update_is_the_definition(shape):
     wide, narrow = torch.float32, torch.bfloat16
     dtypes = [(wide, wide), (wide, narrow), (narrow, wide), (narrow, narrow)]
     forms = ["plain", "shift", "self-condition"]
-    for variant in itertools.product(dtypes, forms, [False, True], [False, True]):
+    for variant in itertools.product(dtypes, forms, [False, True], [False, True], [False, True]):
         check_denoise_update(shape, *variant)
 
 
-def check_denoise_update(shape, dtypes, form, guided, noise):
-    arguments = update_arguments("cuda", shape, *dtypes, form, guided)
-    names = ("latents", "prediction", "previous", "coefficients", "step", "seed", "first_sample", "shift", "scale")
+def check_denoise_update(shape, dtypes, form, guided, normed, noise):
+    arguments = update_arguments("cuda", shape, *dtypes, form, guided, normed)
+    if normed:
+        arguments["prediction"] += 100
 
     def expected(dtype):
-        values = [arguments[name] for name in names]
-        values = [v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in values]
-        return reference(*values, noise=noise, self_condition=form == "self-condition")
+        values = {
+            name: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+            for name, v in arguments.items()
+            if name not in ("next_input", "statistics")
+        }
+        return reference(**values, noise=noise, self_condition=form == "self-condition")
 
     exact, baseline = expected(torch.float64), expected(torch.float32)
     denoise_update(**arguments, noise=noise)
     for name, truth, float32 in zip(("latents", "previous", "next_input"), exact, baseline, strict=True):
         assert_contract(arguments[name], truth, float32.to(arguments[name].dtype))
+    if form == "shift":
+        assert_statistics(arguments["statistics"], arguments["next_input"])
 
 
 def test_an_absent_module_says_why(monkeypatch):

@@ -16,11 +16,12 @@ PACKAGE = "dllm_kernels"
 LAYERS = (
     ("cli",),
     ("__init__",),
-    ("pipeline", "training", "phases", "baseline"),
+    ("pipeline", "training", "phases", "baseline", "tune"),
     ("sampler",),
     ("plan",),
     ("fold", "sources"),
     ("model", "ops"),
+    ("machine_code",),
     ("kernels",),
     ("diffusion",),
     ("config", "encoder", "device", "roofline", "report", "bad_input", "checkpoint", "extension"),

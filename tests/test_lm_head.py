@@ -85,6 +85,16 @@ class Problem:
         return noise[:, : self.vocab_size].view(self.batch, self.length, self.vocab_size)
 
 
+def float32_logits(problem: Problem, device: torch.device) -> torch.Tensor:
+    """PyTorch's logits on the device: a card's matrix unit sums products of halves less exactly than a CPU does."""
+    hidden, weight = problem.hidden.to(device), problem.weight.to(device)
+    if device.type == "cuda" and hidden.dtype == weight.dtype != torch.float32:
+        product = torch.mm(hidden.flatten(0, 1), weight.T, out_dtype=torch.float32).view(*hidden.shape[:2], -1)
+    else:
+        product = hidden.float() @ weight.float().T
+    return (product + problem.bias.to(device)).cpu()
+
+
 def check_values(problem: Problem, device: torch.device, backend: str) -> None:
     """Tokens are the float64 argmax up to float32 rounding, log-probabilities theirs under the contract."""
     tokens, logprobs = problem.run(device, backend)
@@ -101,7 +111,7 @@ def check_values(problem: Problem, device: torch.device, backend: str) -> None:
     assert (best.values - values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) <= rounding).all()
 
     at = tokens.unsqueeze(-1)
-    baseline = torch.nn.functional.linear(problem.hidden.float(), problem.weight.float(), problem.bias).log_softmax(-1)
+    baseline = float32_logits(problem, device).log_softmax(-1)
     assert_contract(logprobs.unsqueeze(-1), logits.log_softmax(-1).gather(-1, at), baseline.gather(-1, at))
 
     tokens_alone, nothing = problem.run(device, backend, logprobs=False)

@@ -16,6 +16,7 @@ MEASURE = """
 import re, torch
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig
 from dllm_kernels.config import open_dllm_config
+from dllm_kernels.fold import Rows
 
 def kilobytes(field):
     return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
@@ -30,7 +31,7 @@ before = kilobytes("VmRSS")
 sampler = FusedSampler(model, num_steps=50, device="cpu")
 packed = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("latent_encoder")) * 2
 for step in (0, 49):
-    sampler.plan.denoise(step, torch.zeros(1, 64, 1280), None)
+    sampler.plan.denoise(step, Rows(torch.zeros(1, 64, 1280)), None)
 hidden = sampler.plan.decode(torch.zeros(1, 64, 1280))
 print(packed, (kilobytes("VmHWM") - before) * 1024)
 """

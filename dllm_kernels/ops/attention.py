@@ -8,10 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels.ops.dispatch import implementation, select, triton_obstacle
+from dllm_kernels.extension import cuda_obstacle, load
+from dllm_kernels.ops.dispatch import Implementation, implementation, select, triton_obstacle
 
 TRITON_HEAD_DIM, TRITON_BACKWARD_HEAD_DIM = 640, 128
 """The largest head dimensions of the Triton kernels; the backward of larger ones goes through PyTorch."""
+
+CUDA_HEAD_DIM = range(32, 641, 8)
+"""The head dimensions of the CUDA kernel."""
+
+CUDA_LENGTH, CUDA_TILES = 256, 512
+"""`auto` takes the CUDA kernel for up to this many queries and keys, and tiles of 16 queries of a head: what was timed
+(docs/kernels.md), though not beside Triton's kernel."""
+
+_DIFFERENTIABLE = "auto, differentiable"
+"""The backend of `attention_forward` for `auto` where a gradient is wanted: the CUDA kernel has no backward."""
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -51,6 +62,37 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool
     return out.transpose(1, 2)
 
 
+@implementation("attention", "cuda", cuda_obstacle)
+def _cuda(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+    if _cuda_gap(q):
+        raise ValueError(_cuda_gap(q))
+    batch, queries, heads, head_dim = q.shape
+    q, k, v = (_sixteen_byte_rows(x) for x in (q, k, v))
+    key_mask = None if key_mask is None else key_mask.contiguous()
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    # The extension has a CUDA runtime of its own, which launches on the current device.
+    with torch.cuda.device(q.device):
+        load().attention(
+            q=q.data_ptr(),
+            k=k.data_ptr(),
+            v=v.data_ptr(),
+            key_mask=0 if key_mask is None else key_mask.data_ptr(),
+            out=out.data_ptr(),
+            q_strides=q.stride()[:3],
+            k_strides=k.stride()[:3],
+            v_strides=v.stride()[:3],
+            batch=batch,
+            queries=queries,
+            keys=k.shape[1],
+            heads=heads,
+            head_dim=head_dim,
+            causal=causal,
+            stream=torch.cuda.current_stream(q.device).cuda_stream,
+        )
+    # No log-sum-exp: the backward recomputes through PyTorch.
+    return out, q.new_empty(0, dtype=torch.float32)
+
+
 @implementation("attention", "triton", triton_obstacle)
 def _triton(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     if _triton_gap(q):
@@ -76,8 +118,36 @@ def _triton_gap(q: Tensor) -> str | None:
     return None
 
 
-def _select(q: Tensor, backend: str):
-    return select("attention", q.device, "torch" if backend == "auto" and _triton_gap(q) else backend)
+def _cuda_gap(q: Tensor) -> str | None:
+    """Why the CUDA kernel has no code for q, or None."""
+    if q.dtype != torch.bfloat16:
+        return f"the cuda implementation of attention computes bfloat16, and q is {q.dtype}"
+    if q.shape[-1] not in CUDA_HEAD_DIM:
+        return (
+            "the cuda implementation of attention has the head dimensions from 32 to 640 that are multiples of 8, "
+            f"and q has {q.shape[-1]}"
+        )
+    return None
+
+
+def _cuda_wins(q: Tensor, k: Tensor) -> bool:
+    """Whether the CUDA kernel is the fastest for these shapes."""
+    batch, queries, heads, _ = q.shape
+    return max(queries, k.shape[1]) <= CUDA_LENGTH and batch * heads * (-(-queries // 16)) <= CUDA_TILES
+
+
+def _select(q: Tensor, k: Tensor, backend: str) -> Implementation:
+    if backend == "auto" and _cuda_wins(q, k) and not _cuda_gap(q) and not cuda_obstacle(q.device):
+        backend = "cuda"
+    elif backend in ("auto", _DIFFERENTIABLE):
+        backend = "triton" if q.is_cuda and not _triton_gap(q) and not triton_obstacle(q.device) else "torch"
+    return select("attention", q.device, backend)
+
+
+def _sixteen_byte_rows(x: Tensor) -> Tensor:
+    """x, or a copy of it whose heads are contiguous and begin at multiples of 16 bytes."""
+    whole = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:3])
+    return x if whole else x.clone(memory_format=torch.contiguous_format)
 
 
 def _last_contiguous(x: Tensor) -> Tensor:
@@ -92,15 +162,15 @@ def attention_forward(
 
     Returns:
         out as of `attention`, and the log-sum-exp (base 2) of each query's scaled scores, [B, H, T] float32, -inf for a query
-        that attends to nothing; the log-sum-exp is empty where PyTorch computes, whose backward does without.
+        that attends to nothing; the log-sum-exp is empty where the backward does without: of PyTorch and of CUDA.
     """
-    return _select(q, backend).function(q, k, v, key_mask, causal)
+    return _select(q, k, backend).function(q, k, v, key_mask, causal)
 
 
 @attention_forward.register_fake
 def _(q, k, v, key_mask, causal, backend):
     batch, queries, heads, _ = q.shape
-    shape = (0,) if _select(q, backend).backend == "torch" else (batch, heads, queries)
+    shape = (batch, heads, queries) if _select(q, k, backend).backend == "triton" else (0,)
     return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
 
 
@@ -156,8 +226,9 @@ def attention(
         k, v: [B, S, H, D], dtype and device as q.
         key_mask: [B, S] bool, True where a key is attended to; None attends to all.
         causal: query t attends to keys up to t; needs T == S.
-        backend: "auto", "torch", or "triton", which computes bfloat16 and float16 with head dimensions up to 640, and
-            gradients above 128 through PyTorch.
+        backend: "auto"; "torch"; "triton", which computes bfloat16 and float16 with head dimensions up to 640, and gradients
+            above 128 through PyTorch; or "cuda", which computes bfloat16 with the head dimensions from 32 to 640 that are
+            multiples of 8, is made for few queries, and has its gradients through PyTorch.
 
     Returns:
         [B, T, H, D], contiguous, q's dtype; sums are float32 or wider. A query that attends to nothing yields 0.
@@ -167,6 +238,8 @@ def attention(
         RuntimeError: the backend cannot run on q's device.
     """
     _validate(q, k, v, key_mask, causal)
+    if backend == "auto" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        backend = _DIFFERENTIABLE
     return attention_forward(q, k, v, key_mask, causal, backend)[0]
 
 

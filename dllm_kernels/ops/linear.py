@@ -24,8 +24,8 @@ class LinearConstants:
     """What one application of a folded layer reads.
 
     Attributes:
-        weight: [N, K] in the plan's dtype.
-        bias: [N], in the activations' dtype.
+        weight: [N, K] in the plan's dtype; or packed for ops/stream_linear.py, which then computes the layer.
+        bias: [N], in the activations' dtype; float32 with a packed weight.
         column_sums: [N] where the input is normalised, otherwise None.
         scale: [K], adaLN's scale of the normalised input, or None.
         gate: [N], adaLN's gate of the product, or None.

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.diffusion.noise import GUMBEL_NOISE, gumbels, uniforms, words
-from dllm_kernels.ops.dispatch import implementation, select, triton_obstacle
+from dllm_kernels.extension import cuda_obstacle, load
+from dllm_kernels.ops.dispatch import Implementation, implementation, select, triton_obstacle
 from dllm_kernels.ops.noise import validate_scalars
 
 # Rows of the weight at a time. On a CPU the widened chunk stays in the cache; on a GPU it fills the card.
 _CPU_CHUNK, _GPU_CHUNK = 512, 8192
+# For the CUDA kernel: entries of the vocabulary at a time, and the most logits, 256 MB.
+_CUDA_CHUNK, _CUDA_LOGITS = 32768, 2**26
+# Up to here a kernel of its own reads the weights as fast as a library does, and writes no logits.
+_FEW_ROWS = 256
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -40,6 +45,51 @@ def _uniforms(seed: Tensor, first_sample: Tensor, batch: int, length: int, start
 def _fours(count: int) -> int:
     """`count` rounded up to a multiple of 4."""
     return (count + 3) // 4 * 4
+
+
+@implementation("lm_head", "cuda", cuda_obstacle)
+def _cuda(hidden, weight, bias, temperature, seed, first_sample, logprobs: bool, batch_invariant: bool):
+    """A library multiplies by a chunk of the vocabulary, whose logits the kernel takes in."""
+    if hidden.dtype == torch.float64:
+        raise ValueError("the cuda implementation of lm_head computes in float32, and hidden is float64")
+    batch, length, width = hidden.shape
+    vocab_size, bias = len(weight), bias.float()
+    # As in _torch.
+    at_once = 1 if batch_invariant else batch
+    rows = at_once * length
+    chunk = min(_CUDA_CHUNK, max(_CUDA_LOGITS // rows // 4 * 4, 4), _fours(vocab_size))
+    memory = hidden.new_empty(rows * chunk, dtype=torch.float32)
+    state = hidden.new_empty((rows, 5), dtype=torch.float32)
+    tokens = hidden.new_empty((batch, length), dtype=torch.int64)
+    out = hidden.new_empty((batch, length), dtype=torch.float32) if logprobs else _nothing(hidden)
+    for first in range(0, batch, at_once):
+        group = hidden[first : first + at_once].reshape(-1, width)
+        group = group.clone(memory_format=torch.contiguous_format) if batch_invariant else group
+        sample = first_sample + first
+        for start in range(0, vocab_size, chunk):
+            stop = min(start + chunk, vocab_size)
+            pitch = _fours(stop - start)
+            logits = memory[: rows * pitch].view(rows, pitch)[:, : stop - start]
+            _product(group, weight[start:stop].to(group.dtype), out=logits)
+            with torch.cuda.device(hidden.device):
+                load().lm_head_chunk(
+                    logits=logits.data_ptr(),
+                    bias=bias.data_ptr(),
+                    temperature=temperature.data_ptr(),
+                    seed=seed.data_ptr(),
+                    first_sample=sample.data_ptr(),
+                    state=state.data_ptr(),
+                    tokens=tokens[first].data_ptr(),
+                    logprobs=out[first].data_ptr() if logprobs else 0,
+                    rows=rows,
+                    length=length,
+                    vocab_size=vocab_size,
+                    pitch=pitch,
+                    begin=start,
+                    end=stop,
+                    stream=torch.cuda.current_stream(hidden.device).cuda_stream,
+                )
+    return tokens, out
 
 
 @implementation("lm_head", "triton", triton_obstacle)
@@ -103,14 +153,24 @@ def _torch(hidden, weight, bias, temperature, seed, first_sample, logprobs: bool
     return tokens, (chosen - largest - total.log()).float().view(batch, length)
 
 
-def _product(x: Tensor, rows: Tensor) -> Tensor:
+def _product(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """x rows^T, in float32 where the operands are halves."""
-    return torch.mm(x, rows.T, out_dtype=torch.float32) if x.dtype in _HALF else torch.mm(x, rows.T)
+    return torch.mm(x, rows.T, out_dtype=torch.float32, out=out) if x.dtype in _HALF else torch.mm(x, rows.T, out=out)
 
 
 def _nothing(hidden: Tensor) -> Tensor:
     """What stands for log-probabilities that nobody asked for."""
     return hidden.new_empty(0, dtype=torch.float32)
+
+
+def _select(hidden: Tensor, batch_invariant: bool, backend: str) -> Implementation:
+    if backend == "auto" and hidden.dtype == torch.float64:
+        backend = "torch"
+    elif backend == "auto" and hidden.is_cuda and triton_obstacle(hidden.device) is None:
+        # A library that takes a sample at a time reads the weights once for each.
+        few = hidden.shape[0] * hidden.shape[1] <= _FEW_ROWS
+        backend = "triton" if few or batch_invariant else "auto"
+    return select("lm_head", hidden.device, backend)
 
 
 @torch.library.custom_op("dllm_kernels::lm_head", mutates_args=())
@@ -127,9 +187,7 @@ def _lm_head(
 ) -> tuple[Tensor, Tensor]:
     """`lm_head`, with an empty tensor for no log-probabilities, since an op always returns as many tensors."""
     _validate(hidden, weight, bias, temperature, seed, first_sample)
-    if backend == "auto" and hidden.dtype == torch.float64:
-        backend = "torch"
-    function = select("lm_head", hidden.device, backend).function
+    function = _select(hidden, batch_invariant, backend).function
     return function(hidden, weight, bias, temperature, seed, first_sample, logprobs, batch_invariant)
 
 
@@ -161,7 +219,7 @@ def lm_head(
         seed, first_sample: int64 scalar tensors; sample j of the batch is sample `first_sample + j` of the seed.
         logprobs: whether log-probabilities are returned.
         batch_invariant: a sample's result is the same bit for bit in every batch.
-        backend: "auto", "triton" or "torch".
+        backend: "auto", "cuda", "triton" or "torch".
 
     All tensors are on one device. The scalars are read there, without synchronisation, so a captured graph reads new values.
 
@@ -194,11 +252,16 @@ def _validate(hidden, weight, bias, temperature, seed, first_sample) -> None:
     if tuple(bias.shape) != (len(weight),) or bias.dtype not in (torch.float32, weight.dtype) or not bias.is_contiguous():
         allowed = f"a contiguous [{len(weight)}], torch.float32 or {weight.dtype}"
         raise ValueError(f"bias is {bias.dtype} {list(bias.shape)}; it must be {allowed}")
+    validate_shared(hidden, weight, len(weight), bias, temperature, seed, first_sample)
+
+
+def validate_shared(hidden, weight, vocab_size: int, bias, temperature, seed, first_sample) -> None:
+    """What holds for packed weights too (ops/stream_lm_head.py)."""
     if temperature.dtype != torch.float32 or temperature.ndim != 0:
         raise ValueError(f"temperature is {temperature.dtype} {list(temperature.shape)}; it must be a float32 scalar tensor")
     validate_scalars(seed, first_sample)
     for name, tensor in (("weight", weight), ("bias", bias), ("temperature", temperature), ("seed", seed)):
         if tensor.device != hidden.device:
             raise ValueError(f"{name} is on {tensor.device} and hidden on {hidden.device}; they must share a device")
-    if hidden.shape[1] * _fours(len(weight)) >= 2**32:
-        raise ValueError(f"{hidden.shape[1]} tokens x {len(weight)} entries of the vocabulary must be below 2^32")
+    if hidden.shape[1] * _fours(vocab_size) >= 2**32:
+        raise ValueError(f"{hidden.shape[1]} tokens x {vocab_size} entries of the vocabulary must be below 2^32")

@@ -7,9 +7,10 @@ import torch
 
 from dllm_kernels.ops.denoise_update import denoise_update, reference
 from tests.numerics import assert_contract, poisoned
+from tests.test_denoise_update import assert_statistics
 
-COMBINATIONS = list(itertools.product((False, True), repeat=4))
-# One value; less and more than one program of 512 values a sample; a width that lets loads be wide.
+COMBINATIONS = list(itertools.product((False, True), repeat=5))
+# One value; less and more than one program of 512 values a sample; a width that lets loads be wide. CUDA's are wide always.
 SHAPES = [(1, 1, 1), (2, 5, 63), (3, 13, 127), (2, 9, 128)]
 STEP = 1
 WRITTEN = ("latents", "previous", "next_input")
@@ -36,8 +37,17 @@ def guard(tensor: torch.Tensor) -> torch.Tensor:
     return torch.as_strided(tensor, (1024,), (1,), tensor.numel())
 
 
-def problem(device, guided=False, self_condition=False, shifted=False, shape=(2, 5, 63), compute=torch.bfloat16, first=3):
-    """Arguments of `denoise_update` by name, with next_input poisoned."""
+def problem(
+    device,
+    guided=False,
+    self_condition=False,
+    shifted=False,
+    normed=False,
+    shape=(2, 5, 64),
+    compute=torch.bfloat16,
+    first=3,
+):
+    """Arguments of `denoise_update` by name, with next_input and statistics poisoned."""
     torch.manual_seed(sum(shape))
     batch, length, width = shape
     rows = 2 * batch if guided else batch
@@ -52,26 +62,56 @@ def problem(device, guided=False, self_condition=False, shifted=False, shape=(2,
         first_sample=scalar(first, device),
         shift=(torch.randn(width) + 1).to(device) if shifted and not self_condition else None,
         guidance_scale=torch.tensor(2.5, device=device) if guided else None,
+        norm_scale=(torch.randn(width) + 0.5).to(device) if normed else None,
+        norm_shift=(torch.randn(width) - 1).to(device) if normed else None,
+        statistics=None if self_condition else guarded(poisoned(rows * length, 1, 2, dtype=torch.float32), device),
     )
 
 
 def expected(p, noise, dtype):
     """What `reference` makes of the same arguments in `dtype`."""
     converted = {name: p[name].to(dtype) for name in ("latents", "previous", "coefficients")}
-    arguments = {name: value for name, value in (p | converted).items() if name != "next_input"}
+    arguments = {name: value for name, value in (p | converted).items() if name not in ("next_input", "statistics")}
     self_condition = p["next_input"].shape[-1] != p["latents"].shape[-1]
     return dict(zip(WRITTEN, reference(**arguments, noise=noise, self_condition=self_condition), strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("guided", "self_condition", "shifted", "noise"), COMBINATIONS)
-def test_values(device, backend, shape, guided, self_condition, shifted, noise):
-    p = problem(device, guided, self_condition, shifted, shape, first=2**32 - 1)
+@pytest.mark.parametrize(("guided", "self_condition", "shifted", "normed", "noise"), COMBINATIONS)
+def test_values(device, backend, shape, guided, self_condition, shifted, normed, noise):
+    if backend == "cuda":
+        shape = (*shape[:2], (shape[2] + 3) // 4 * 4)
+    p = problem(device, guided, self_condition, shifted, normed, shape, first=2**32 - 1)
+    if normed:
+        p["prediction"] += 100  # standard deviations
     truth, baseline = expected(p, noise, torch.float64), expected(p, noise, torch.float32)
     denoise_update(**p, noise=noise, backend=backend)
     for name in WRITTEN:
         assert_contract(p[name], truth[name], baseline[name].to(p[name].dtype))
         assert guard(p[name]).isnan().all()
+    if not self_condition:
+        assert_statistics(p["statistics"], p["next_input"])
+        assert guard(p["statistics"]).isnan().all()
+
+
+@pytest.mark.skipif("cuda" not in KERNELS, reason="needs a card")
+@pytest.mark.parametrize(
+    ("shape", "offset", "message"),
+    [
+        ((2, 5, 63), 0, "takes widths that are multiples of 4 up to 8192, not 63"),
+        ((1, 2, 8196), 0, "takes widths that are multiples of 4 up to 8192, not 8196"),
+        ((2, 5, 64), 1, "takes latents at an address that is a multiple of four values"),
+    ],
+)
+def test_what_cuda_does_not_take_goes_to_triton(device, shape, offset, message):
+    p = problem(device, shape=shape)
+    memory = poisoned(p["latents"].numel() + offset, dtype=torch.float32, device=device)
+    p["latents"] = memory[offset:].view(shape).copy_(p["latents"])
+    with pytest.raises(ValueError, match=message):
+        denoise_update(**p, backend="cuda")
+    truth, baseline = expected(p, False, torch.float64), expected(p, False, torch.float32)
+    denoise_update(**p)
+    assert_contract(p["latents"], truth["latents"], baseline["latents"])
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.float16])
@@ -101,12 +141,13 @@ def test_the_last_row_leaves_exactly_the_prediction(device, backend, guided):
 
 
 def test_a_sample_is_the_same_in_every_batch(device, backend):
-    shape, first = (3, 13, 127), 2**32 - 2
-    whole = problem(device, True, False, True, shape, first=first)
+    shape, first = (3, 13, 124), 2**32 - 2
+    whole = problem(device, True, False, True, True, shape, first=first)
     parts = []
     for j in range(3):
         part = {name: whole[name][j : j + 1].clone() for name in ("latents", "previous")}
         part |= {name: whole[name][j::3].clone() for name in ("prediction", "next_input")}
+        part["statistics"] = whole["statistics"].unflatten(0, (6, 13))[j::3].flatten(0, 1).clone()
         parts.append(whole | part | dict(first_sample=scalar(first + j, device)))
     denoise_update(**whole, noise=True, backend=backend)
     for j, part in enumerate(parts):
@@ -114,6 +155,7 @@ def test_a_sample_is_the_same_in_every_batch(device, backend):
         for name in ("latents", "previous"):
             assert torch.equal(part[name][0], whole[name][j])
         assert torch.equal(part["next_input"], whole["next_input"][j::3])
+        assert torch.equal(part["statistics"].unflatten(0, (2, 13)), whole["statistics"].unflatten(0, (6, 13))[j::3])
 
 
 def test_float64_is_served_by_torch_alone(device, backend):

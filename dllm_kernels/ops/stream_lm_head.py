@@ -1,0 +1,162 @@
+"""stream_lm_head: the lm_head of ops/lm_head.py for few rows and a packed weight, as a CUDA kernel that reads each weight once.
+
+The vocabulary is cut into as many parts as blocks run at once on the card, however many rows there are: each row's result is
+the same bit for bit whatever stands beside it. A second kernel merges the parts of a row in their order.
+"""
+
+import torch
+from torch import Tensor
+
+from dllm_kernels.extension import cuda_obstacle, load
+from dllm_kernels.kernels.stream import BARRIER_BYTES, MOST_ROWS, SHARED_BYTES, StreamConfig
+from dllm_kernels.ops.dispatch import implementation, select
+from dllm_kernels.ops.lm_head import lm_head, validate_shared
+from dllm_kernels.ops.stream_linear import PackedWeight, unpack
+
+FEW_ROWS, MANY_ROWS = StreamConfig((8, 1, 2, 8, 1), 1, 4), StreamConfig((4, 2, 2, 8, 1), 1, 5)
+"""The cuts that csrc/kernels/lm_head.cu has code for: blocks of 64 rows by 256 entries, and of 128 by 128."""
+BLOCKS = 2
+"""Blocks of an SM, where its shared memory allows."""
+_RESULT_BYTES, _RESERVED_BYTES = 20, 1024
+
+
+def obstacle(width: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a weight [V, width] cannot be streamed on a device, or None."""
+    if dtype != torch.bfloat16:
+        return f"stream_lm_head computes in bfloat16, not {dtype}"
+    if width % 8:
+        return f"stream_lm_head needs a width that is a multiple of 8, not {width}"
+    return cuda_obstacle(device)
+
+
+def choose(rows: int, batch_invariant: bool) -> StreamConfig:
+    """The cut to pack a weight for. With `batch_invariant` it is the same for any number of rows."""
+    return FEW_ROWS if rows <= FEW_ROWS.rows or batch_invariant else MANY_ROWS
+
+
+def cut_for(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, backend: str, batch_invariant: bool
+) -> StreamConfig | None:
+    """The cut to pack a weight [V, width] for, or None where it is not to be streamed: see ops/stream_linear.py."""
+    wanted = backend == "cuda" or (backend == "auto" and rows <= MOST_ROWS)
+    return choose(rows, batch_invariant) if wanted and obstacle(width, dtype, device) is None else None
+
+
+def shared_bytes(config: StreamConfig) -> int:
+    """Shared memory of a block (Layout in csrc/kernels/lm_head.cu)."""
+    return BARRIER_BYTES + config.tile[0] * config.rows * _RESULT_BYTES + config.stages * config.stage_bytes
+
+
+def parts(packed_tiles: int, config: StreamConfig, multiprocessors: int, shared_bytes_of_one: int) -> int:
+    """Parts of a vocabulary of `packed_tiles` blocks of outputs, on a card of so many SMs and so much shared memory in each."""
+    blocks = min(BLOCKS, shared_bytes_of_one // (shared_bytes(config) + _RESERVED_BYTES))
+    return min(packed_tiles, blocks * multiprocessors)
+
+
+@implementation("stream_lm_head", "cuda", cuda_obstacle)
+def _cuda(hidden, weight, bias, temperature, seed, first_sample, vocab_size: int, config: list[int], logprobs: bool):
+    batch, length, width = hidden.shape
+    card = torch.cuda.get_device_properties(hidden.device)
+    count = parts(len(weight), _cut(config), card.multi_processor_count, card.shared_memory_per_multiprocessor)
+    workspace = hidden.new_empty((batch * length, -(-count // 4) * 4, _RESULT_BYTES // 4), dtype=torch.float32)
+    tokens = hidden.new_empty((batch, length), dtype=torch.int64)
+    out = hidden.new_empty((batch, length) if logprobs else 0, dtype=torch.float32)
+    with torch.cuda.device(hidden.device):
+        load().lm_head(
+            weight=weight.data_ptr(),
+            hidden=hidden.data_ptr(),
+            bias=bias.data_ptr(),
+            temperature=temperature.data_ptr(),
+            seed=seed.data_ptr(),
+            first_sample=first_sample.data_ptr(),
+            workspace=workspace.data_ptr(),
+            tokens=tokens.data_ptr(),
+            logprobs=out.data_ptr() if logprobs else 0,
+            rows=batch * length,
+            length=length,
+            vocab_size=vocab_size,
+            width=width,
+            parts=count,
+            warps_n=config[0],
+            warps_m=config[1],
+            sixteens=config[2],
+            tiles=config[3],
+            deep=config[4],
+            ring_stages=config[5],
+            stream=torch.cuda.current_stream(hidden.device).cuda_stream,
+        )
+    return tokens, out
+
+
+@implementation("stream_lm_head", "torch")
+def _torch(hidden, weight, bias, temperature, seed, first_sample, vocab_size: int, config: list[int], logprobs: bool):
+    whole = unpack(PackedWeight(weight, vocab_size, hidden.shape[-1], _cut(config))).contiguous()
+    tokens, out = lm_head(hidden, whole, bias, temperature, seed, first_sample, logprobs, True, "torch")
+    return tokens, hidden.new_empty(0, dtype=torch.float32) if out is None else out
+
+
+def _cut(config: list[int]) -> StreamConfig:
+    return StreamConfig(tuple(config[:5]), 1, config[5])
+
+
+@torch.library.custom_op("dllm_kernels::stream_lm_head", mutates_args=())
+def _stream_lm_head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    first_sample: Tensor,
+    vocab_size: int,
+    config: list[int],
+    logprobs: bool,
+) -> tuple[Tensor, Tensor]:
+    """`stream_lm_head`, with an empty tensor for no log-probabilities, since an op always returns as many tensors."""
+    function = select("stream_lm_head", hidden.device).function
+    return function(hidden, weight, bias, temperature, seed, first_sample, vocab_size, config, logprobs)
+
+
+@_stream_lm_head.register_fake
+def _(hidden, weight, bias, temperature, seed, first_sample, vocab_size, config, logprobs):
+    tokens = hidden.new_empty(hidden.shape[:2], dtype=torch.int64)
+    return tokens, hidden.new_empty(hidden.shape[:2] if logprobs else 0, dtype=torch.float32)
+
+
+def stream_lm_head(
+    hidden: Tensor,
+    packed: PackedWeight,
+    bias: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    first_sample: Tensor,
+    logprobs: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """A token for every position, and on request its log-probability. For inference: it has no gradient.
+
+    Args:
+        hidden: [B, T, d] bfloat16, contiguous.
+        packed: the weight [V, d], packed for a cut that `choose` gave.
+        bias: [V] float32.
+        temperature, seed, first_sample, logprobs: as for ops/lm_head.py.
+
+    Returns:
+        tokens [B, T] int64 and log-probabilities [B, T] float32 or None, as from ops/lm_head.py; batch-invariant for one cut.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or T times V rounded up to a multiple of 4 is 2^32 or more.
+    """
+    width, vocab_size, c = packed.width, packed.outputs, packed.config
+    if hidden.ndim != 3 or hidden.dtype != torch.bfloat16 or hidden.shape[-1] != width or hidden.numel() == 0:
+        raise ValueError(f"hidden is {hidden.dtype} {list(hidden.shape)}; it must be a bfloat16 [B, T, {width}] and not empty")
+    if not hidden.is_contiguous():
+        raise ValueError(f"hidden has strides {hidden.stride()}; it must be contiguous")
+    if tuple(bias.shape) != (vocab_size,) or bias.dtype != torch.float32 or not bias.is_contiguous():
+        raise ValueError(f"bias is {bias.dtype} {list(bias.shape)}; it must be a contiguous float32 [{vocab_size}]")
+    if width % 8:
+        raise ValueError(f"the weight has a width of {width}; it must be a multiple of 8")
+    if c.tile not in (FEW_ROWS.tile, MANY_ROWS.tile) or shared_bytes(c) > SHARED_BYTES:
+        raise ValueError(f"the weight is packed for {c}, which stream_lm_head has no code for")
+    validate_shared(hidden, packed.data, vocab_size, bias, temperature, seed, first_sample)
+    config = [*c.tile, c.stages]
+    tokens, logprob = _stream_lm_head(hidden, packed.data, bias, temperature, seed, first_sample, vocab_size, config, logprobs)
+    return tokens, logprob if logprobs else None

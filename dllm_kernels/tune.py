@@ -1,0 +1,145 @@
+"""Timing the cuts of the streamed linear on a card, for the table kernels/stream.json.
+
+A cut is timed as it runs in a plan: a chain of launches in one CUDA graph, each consuming the last one's output, on weights
+that are cold in L2 because there are more of them than it holds. The library's GEMM runs in the same way beside them.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from dllm_kernels.bad_input import user_input
+from dllm_kernels.config import PRESETS, LDLMConfig
+from dllm_kernels.extension import cuda_obstacle
+from dllm_kernels.kernels import stream
+from dllm_kernels.kernels.stream import StreamConfig, candidates, tiles
+from dllm_kernels.ops.stream_linear import PackedWeight, empty_workspace, launch, workspace_elements
+from dllm_kernels.report import notes
+
+_COLD_BYTES, _MOST_LAUNCHES, _REPLAYS = 2 * 10**9, 48, 5
+Launch = Callable[[Tensor, int, Tensor], None]
+"""Takes an input [rows, width] and a weight's number, and writes the output [rows, outputs]."""
+
+
+def shapes(config: LDLMConfig) -> list[tuple[int, int]]:
+    """(outputs, width) of the layers of a model's plan, each once."""
+    d = config.dim
+    latent_kv, token_kv = 2 * d * config.perceiver_layers, 2 * config.hidden_dim * config.token_decoder_layers
+    found = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d), (latent_kv, config.latent_dim), (token_kv, config.hidden_dim)]
+    return list(dict.fromkeys(found))
+
+
+def tune_shape(rows: int, outputs: int, width: int, device: torch.device) -> Iterator[tuple[StreamConfig | None, float]]:
+    """(cut, median microseconds a launch) of every cut that keeps the card busy; first (None, ...), the library's GEMM."""
+    count = max(8, min(_MOST_LAUNCHES, _COLD_BYTES // (2 * outputs * width)))
+    weights = [_random(outputs, width, device) for _ in range(count)]
+    bias = torch.zeros(outputs, device=device)
+    yield None, chain_time(rows, outputs, width, count, lambda x, i, y: torch.mm(x, weights[i].T, out=y), device)
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    for config in candidates(rows, outputs, width):
+        blocks = tiles(config, rows, outputs) * config.slices
+        if not 0.7 * multiprocessors <= blocks <= 3.1 * multiprocessors or outputs % config.outputs or width % config.depth:
+            continue
+        for stages in sorted({config.stages, max(2, config.stages // 2)}):
+            cut = StreamConfig(config.tile, config.slices, stages)
+            # The order of the values does not matter to the time, so the weights need no packing.
+            shape = (outputs // cut.outputs, width // 32, cut.outputs // 16, 2, 32, 8)
+            packed = [weight.view(shape) for weight in weights]
+            workspace = empty_workspace(workspace_elements(PackedWeight(packed[0], outputs, width, cut), rows), device)
+
+            def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, cut=cut) -> None:
+                launch(x, packed[i], bias, workspace, [*cut.tile, cut.slices, cut.stages], y)
+
+            yield cut, chain_time(rows, outputs, width, count, streamed, device)
+
+
+def chain_time(rows: int, outputs: int, width: int, count: int, one: Launch, device: torch.device) -> float:
+    """Median microseconds of one of `count` launches in a graph, each on what the last one has written."""
+    # The next input begins with this output; the rest of it, if any, is what the buffer held.
+    buffers = [_random(rows, max(outputs, width), device).flatten() for _ in range(2)]
+
+    def run() -> None:
+        for i in range(count):
+            x, y = buffers[i % 2], buffers[1 - i % 2]
+            one(x[: rows * width].view(rows, width), i, y[: rows * outputs].view(rows, outputs))
+
+    side = torch.cuda.Stream(device)
+    with torch.cuda.stream(side):
+        run()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    times = []
+    for _ in range(_REPLAYS + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1000 / count)
+    return statistics.median(times[1:])
+
+
+def entry(multiprocessors: int, rows: int, outputs: int, width: int, timed: list[tuple[StreamConfig | None, float]]) -> dict:
+    """What the table holds of a shape: its fastest cut and both times, in microseconds."""
+    library = next(time for cut, time in timed if cut is None)
+    cut, best = min(((cut, time) for cut, time in timed if cut is not None), key=lambda pair: pair[1])
+    return {
+        "multiprocessors": multiprocessors,
+        "row_tiles": -(-rows // 64),
+        "outputs": outputs,
+        "width": width,
+        "tile": list(cut.tile),
+        "slices": cut.slices,
+        "stages": cut.stages,
+        "us": round(best, 2),
+        "library_us": round(library, 2),
+    }
+
+
+def _random(rows: int, columns: int, device: torch.device) -> Tensor:
+    return (torch.randn(rows, columns, device=device) * columns**-0.5).bfloat16()
+
+
+def tune(
+    preset: Annotated[str, typer.Option(help=", ".join(PRESETS))] = "open-dllm-35b-a3b",
+    rows: Annotated[int, typer.Option(min=1, help="rows of a call: batch times length")] = 64,
+    output: Annotated[Path | None, typer.Option(help="the table to write; the package's own, where not given")] = None,
+) -> None:
+    """Time the streamed linear's cuts on this card, for the shapes of a preset, and write the table that plans read."""
+    with user_input():
+        config = LDLMConfig.preset(preset)
+        if not torch.cuda.is_available():
+            raise ValueError("tuning needs a CUDA card")
+        device = torch.device("cuda", torch.cuda.current_device())
+        missing = cuda_obstacle(device)
+        if missing is not None:
+            raise ValueError(missing)
+    path = stream.TABLE if output is None else output
+    table = json.loads(path.read_text()) if path.exists() else {"entries": []}
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    for outputs, width in shapes(config):
+        with notes.status(f"{outputs} x {width}"), torch.no_grad():
+            new = entry(multiprocessors, rows, outputs, width, list(tune_shape(rows, outputs, width, device)))
+        new |= {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
+        typer.echo(f"{outputs} x {width}: {new['us']} us, the library {new['library_us']} us, {new['tile']}")
+        merge(table["entries"], new)
+        path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def merge(entries: list[dict], new: dict) -> None:
+    """Puts an entry in the place of the one for the same shape and number of SMs, or at the end."""
+    keys = ("multiprocessors", "row_tiles", "outputs", "width")
+    for index, old in enumerate(entries):
+        if all(old[key] == new[key] for key in keys):
+            entries[index] = new
+            return
+    entries.append(new)

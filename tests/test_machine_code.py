@@ -1,0 +1,58 @@
+"""What is read of the compiled kernels, and that they hold the instructions which their sources mean."""
+
+import json
+
+import pytest
+
+from dllm_kernels import machine_code
+from dllm_kernels.machine_code import Kernel
+from tests.command import run
+from tests.test_extension import needs_module
+
+LINEAR = "_ZN4dllm41_GLOBAL__N__1f6064f6_9_linear_cu_ea59c27b13linear_kernelINS_10StreamTileILi2ELi1ELi4ELi2EEEEEvNS_6LinearEj"
+
+
+@pytest.fixture(scope="module")
+def built():
+    return machine_code.built()
+
+
+def test_a_title_is_the_function_and_its_numbers():
+    assert Kernel("sm_90a", LINEAR, {}, "").title == "linear<2, 1, 4, 2>"
+
+
+def test_defects_are_named():
+    kernel = Kernel("sm_90a", LINEAR, {"STACK": 8, "LOCAL": 0}, "/*0010*/ STL [R1], R2 ;\n/*0020*/ LDS.128 R4, [R8] ;")
+    assert kernel.defects() == ["STACK:8", "STL [R1], R2 ;"]
+    assert kernel.count("LDS.128") == 1 and kernel.count("HMMA") == 0
+
+
+@needs_module
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
+def test_streamed_kernels_have_the_instructions_meant(built, architecture):
+    streamed = [k for k in built if k.architecture == architecture and k.title.startswith(("linear<", "lm_head<"))]
+    assert len([k for k in streamed if k.title.startswith("linear<")]) == 8
+    for kernel in streamed:
+        assert kernel.defects() == [], kernel.title
+        assert kernel.count("UBLKCP") >= 1 and kernel.count("UTMALDG") >= 1, kernel.title
+        assert kernel.count("HMMA") >= 16 and kernel.count("LDS.128") >= 8, kernel.title
+
+
+@needs_module
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
+def test_two_blocks_of_the_linear_fit_an_sm(built, architecture):
+    for kernel in built:
+        if kernel.architecture == architecture and kernel.title.startswith("linear<"):
+            warps_n, warps_m = eval(kernel.title.removeprefix("linear").replace("<", "(").replace(">", ")"))[:2]
+            # Registers are given out in lots of 256 a warp (CUDA C++ Programming Guide, Compute Capabilities).
+            warps, of_a_warp = warps_n * warps_m, -(-kernel.usage["REG"] * 32 // 256) * 256
+            assert (2 if warps <= 8 else 1) * warps * of_a_warp <= 65_536, kernel.title
+
+
+@needs_module
+def test_info_prints_the_table():
+    rows = json.loads(run("info", "--kernels", "--json").stdout)["kernels"]
+    assert {row["architecture"] for row in rows} == {"sm_90a", "sm_120a"}
+    assert all(row["spills"] == row["stack_bytes"] == row["local_bytes"] == 0 for row in rows)
+    assert any(row["kernel"] == "linear<8, 1, 2, 8, 1>" and row["instructions"]["HMMA"] > 0 for row in rows)
+    assert "linear<8,1,2,8,1>" in run("info", "--kernels").stdout

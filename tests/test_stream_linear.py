@@ -1,0 +1,210 @@
+"""stream_linear: its packing, its definition through PyTorch on a CPU, and the CUDA kernel on a card."""
+
+import itertools
+
+import pytest
+import torch
+
+from dllm_kernels import extension
+from dllm_kernels.kernels import stream
+from dllm_kernels.kernels.stream import SHARED_BYTES, TILES, StreamConfig, candidates, choose, derived
+from dllm_kernels.ops.stream_linear import (
+    empty_workspace,
+    obstacle,
+    pack,
+    reference,
+    row_statistics,
+    stream_linear,
+    unpack,
+    workspace_elements,
+)
+from tests.numerics import assert_contract
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA kernel was compiled and not run")
+EPILOGUES = [
+    {"norm"},
+    {"gelu", "residual", "statistics"},
+    {"norm", "gate", "gelu", "residual", "scaled", "statistics"},
+]
+
+
+def random(*shape, device="cpu", seed=0):
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 0.4).to(device)
+
+
+def problem(rows, outputs, width, config, epilogue, device="cpu", chunk=None):
+    """(arguments of stream_linear, its result in float64, the same in bfloat16 by PyTorch)."""
+    x = random(1, rows, width, device=device, seed=1)
+    if "norm" in epilogue:
+        x[0, 0] += 100  # a row whose mean is 100 times its standard deviation
+    x, weight = x.bfloat16(), (random(outputs, width, device=device, seed=2) * width**-0.5).bfloat16()
+    if "norm" in epilogue:
+        weight = (weight - weight.float().mean(1, keepdim=True)).bfloat16()
+    packed, arguments, exact = pack(weight.clone(), config), {}, {}
+    bias = random(outputs, device=device, seed=3)
+    if "norm" in epilogue:
+        variance, mean = torch.var_mean(x.double(), dim=-1, correction=0, keepdim=True)
+        sums = weight.double().sum(1)
+        arguments |= {"column_sums": sums.float(), "statistics": row_statistics(x, chunk), "chunk": chunk or width}
+        exact |= {"column_sums": sums, "mean": mean, "variance": variance}
+    for name, size in (("gate", (outputs,)), ("residual", (1, rows, outputs))):
+        if name in epilogue:
+            value = random(*size, device=device, seed=len(name))
+            arguments[name] = value.bfloat16() if name == "residual" else value
+            exact[name] = arguments[name].double()
+    if "scaled" in epilogue:
+        arguments["next_scale"] = random(outputs, device=device, seed=9)
+    gelu = "gelu" in epilogue
+    arguments |= {"gelu": gelu, "with_statistics": "statistics" in epilogue}
+    workspace = empty_workspace(workspace_elements(packed, rows), x.device)
+    truth = reference(x.double(), weight.double(), bias.double(), **exact, gelu=gelu)
+    narrow = {name: value.bfloat16() for name, value in exact.items() if name not in ("column_sums", "mean", "variance")}
+    normed = torch.nn.functional.layer_norm(x, (width,)) if "norm" in epilogue else x
+    baseline = reference(normed, weight, bias.bfloat16(), **narrow, gelu=gelu)
+    return (x, packed, bias, workspace), arguments, truth, baseline
+
+
+def check(rows, outputs, width, config, epilogue, device="cpu", chunk=None):
+    positional, arguments, truth, baseline = problem(rows, outputs, width, config, epilogue, device, chunk)
+    y, scaled, left = stream_linear(*positional, **arguments)
+    assert_contract(y, truth, baseline)
+    workspace = positional[3]
+    assert (workspace.view(torch.int32) == -1).all()
+    if "scaled" in epilogue:
+        assert torch.equal(scaled, (y.float() * (1 + arguments["next_scale"])).bfloat16())
+    if "statistics" in epilogue:
+        expected = row_statistics(y, config.outputs)
+        assert torch.allclose(left, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    else:
+        assert left is None
+    again = stream_linear(*positional, **arguments)
+    assert torch.equal(again[0], y)
+    return y
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_packing_is_undone(tile):
+    config, weight = StreamConfig(tile, 1, 2), random(2 * 256, 256).bfloat16()
+    assert torch.equal(unpack(pack(weight.clone(), config)), weight)
+    part = weight[:200, :104].clone()
+    assert torch.equal(unpack(pack(part, config)), part)
+
+
+def test_packing_needs_no_other_memory_where_nothing_is_padded():
+    weight = random(512, 256).bfloat16()
+    assert pack(weight, StreamConfig(TILES[0], 1, 2)).data.data_ptr() == weight.data_ptr()
+
+
+def test_a_lane_has_a_fragment_of_one_product_in_sixteen_bytes():
+    """Values say where they come from: 1000 output + column, in float32 so that they are exact."""
+    weight = (torch.arange(256).unsqueeze(1) * 1000 + torch.arange(64)).float()
+    data = pack(weight, StreamConfig((8, 1, 2, 8, 1), 1, 2)).data
+    g, t, half = 5, 2, 1
+    column = 32 + 8 * t + 4 * half
+    expected = [1000 * (16 * 3 + o) + column + c for c0 in (0, 2) for o in (g, g + 8) for c in (c0, c0 + 1)]
+    assert data[0, 1, 3, half, 4 * g + t].tolist() == expected
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: "+".join(sorted(e)))
+@pytest.mark.parametrize(("rows", "outputs", "width"), [(1, 64, 64), (63, 200, 104), (65, 128, 256)])
+def test_the_definition(rows, outputs, width, epilogue):
+    check(rows, outputs, width, StreamConfig((2, 2, 2, 4, 2), 3, 2), epilogue, chunk=48 if width == 104 else None)
+
+
+def test_the_op_passes_opcheck():
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, StreamConfig((2, 2, 2, 4, 2), 1, 2), set())
+    arguments = (x, packed.data, bias, None, None, None, None, random(64), workspace, 64, 0, [2, 2, 2, 4, 2, 1, 2], True, True)
+    torch.library.opcheck(torch.ops.dllm_kernels.stream_linear.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": random(1, 5, 64)}, r"x is torch.float32 \[1, 5, 64\]; it must be a contiguous bfloat16"),
+        ({"bias": random(63)}, r"bias is torch.float32 \[63\]; it must be a contiguous float32 \[64\]"),
+        ({"workspace": torch.zeros(3)}, "the workspace has 3 values; it must have 4096"),
+        ({"column_sums": random(64)}, "column_sums and statistics go together"),
+        ({"residual": random(1, 5, 64)}, "residual is torch.float32"),
+        ({"gate": random(64).double()}, "gate is torch.float64"),
+    ],
+)
+def test_what_does_not_fit_is_named(changed, message):
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, StreamConfig((2, 2, 2, 4, 2), 1, 2), set())
+    packed = type(packed)(packed.data, 64, 64, StreamConfig((2, 2, 2, 4, 2), 2, 2) if "workspace" in changed else packed.config)
+    if "workspace" in changed:
+        message = message.replace("4096", "8192")
+    arguments = {"x": x, "packed": packed, "bias": bias, "workspace": workspace} | changed
+    with pytest.raises(ValueError, match=message):
+        stream_linear(**arguments)
+
+
+def test_which_weights_can_be_streamed():
+    cpu = torch.device("cpu")
+    assert obstacle(64, 64, torch.float16, cpu) == "stream_linear computes in bfloat16, not torch.float16"
+    assert obstacle(65, 64, torch.bfloat16, cpu).startswith("stream_linear needs outputs and width that are multiples of 8")
+    assert obstacle(64, 64, torch.bfloat16, cpu) == "CUDA kernels do not run on cpu"
+
+
+SHAPES = [(6144, 2048), (2048, 2048), (8192, 2048), (2048, 8192), (15360, 5120), (5120, 20480), (2304, 768), (64, 64), (8, 8)]
+
+
+@pytest.mark.parametrize("multiprocessors", [132, 170])
+@pytest.mark.parametrize(("outputs", "width"), SHAPES)
+@pytest.mark.parametrize("rows", [1, 64, 65, 256])
+def test_every_cut_fits(multiprocessors, outputs, width, rows):
+    for config in candidates(rows, outputs, width):
+        assert config.tile in TILES and config.stages >= 2 and config.shared_bytes <= SHARED_BYTES
+        assert config.slices <= -(-width // config.depth)
+    assert derived(multiprocessors, rows, outputs, width) in set(candidates(rows, outputs, width))
+
+
+def test_a_shape_that_was_timed_takes_its_cut_from_the_table(monkeypatch):
+    config = StreamConfig((8, 1, 2, 8, 1), 2, 4)
+    monkeypatch.setattr(stream, "_timed", lambda: {(132, 1, 6144, 2048): config})
+    assert choose(132, 64, 6144, 2048) is config
+    assert choose(170, 64, 6144, 2048) == derived(170, 64, 6144, 2048)
+    assert choose(132, 65, 6144, 2048) == derived(132, 65, 6144, 2048)
+
+
+def test_the_table_fits():
+    for (_, row_tiles, outputs, width), config in stream._timed().items():
+        assert config.shared_bytes <= SHARED_BYTES and config.stages >= 2
+        assert (config.tile, config.slices) in {(c.tile, c.slices) for c in candidates(64 * row_tiles, outputs, width)}
+
+
+@needs_gpu
+@pytest.mark.parametrize("tile", TILES)
+def test_the_kernel_is_the_definition(tile):
+    shapes = [(64, 512, 512), (63, 520, 328), (65, 256, 2048), (1, 256, 128), (200, 1000, 1000), (16, 64, 2048)]
+    for slices, (rows, outputs, width), epilogue in itertools.product((1, 2, 3, 5, 8), shapes, EPILOGUES):
+        config = StreamConfig(tile, slices, 3)
+        if config.shared_bytes <= SHARED_BYTES and slices <= -(-width // config.depth):
+            check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
+
+
+@needs_gpu
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    config = StreamConfig((4, 2, 2, 4, 2), 3, 3)
+    (x, packed, bias, _), arguments, _, _ = problem(200, 512, 1024, config, {"gelu"}, "cuda")
+    workspace = empty_workspace(workspace_elements(packed, 200), x.device)
+    whole, _, _ = stream_linear(x, packed, bias, workspace, **arguments)
+    for begin, end in ((0, 1), (63, 65), (64, 128), (199, 200)):
+        part, _, _ = stream_linear(x[:, begin:end].contiguous(), packed, bias, workspace, **arguments)
+        assert torch.equal(part, whole[:, begin:end])
+
+
+@needs_gpu
+def test_overlapping_launches_change_nothing():
+    config = StreamConfig((2, 2, 2, 4, 2), 4, 4)
+    (x, packed, bias, workspace), arguments, _, _ = problem(64, 512, 512, config, {"gelu", "residual"}, "cuda")
+
+    def chain():
+        y = x
+        for _ in range(50):
+            y, _, _ = stream_linear(y * 0.5, packed, bias, workspace, **arguments)
+        return y
+
+    extension.load().set_overlapping(False)
+    apart = chain()
+    extension.load().set_overlapping(True)
+    assert all(torch.equal(chain(), apart) for _ in range(5))
