@@ -182,11 +182,10 @@ class Emulator:
     def __init__(self, runner: Path):
         self.runner = runner
 
-    def run(self, *calls: Call, seed: int, multiprocessors: int = 6, fault: int = 0, timeout: float = 120) -> None:
+    def run(self, *calls: Call, seed: int, fault: int = 0, timeout: float = 120) -> None:
         """Queues the calls on one stream and runs it; the tensors are then as the kernels left them.
 
         Args:
-            multiprocessors: that the launchers see; it does not limit how many blocks run at once.
             fault: the number of the fault that is on, where `switchable` planted some; 0 for none.
 
         Raises:
@@ -204,7 +203,7 @@ class Emulator:
             request += _text(call.function.encode()) + _text(bytes(call)) + _count(len(pointers)) + b"".join(pointers)
         memory = [_bytes_of(storage) for _, storage in storages.values()]
         buffers = b"".join(_text(bytes(view)) for view in memory)
-        options = b"".join(map(_count, (seed, multiprocessors, fault, len(memory))))
+        options = b"".join(map(_count, (seed, fault, len(memory))))
         request = options + buffers + _count(len(calls)) + request
         try:
             result = subprocess.run(

@@ -123,16 +123,6 @@ def test_a_tensor_copy_is_a_box_with_zeros_around_the_matrix(row, column):
     assert after == ({168.0, 99.0} if row in (3, 5) else set())
 
 
-def test_a_launcher_sees_the_multiprocessors_of_the_run():
-    for count in (1, 6, 9):
-        counter, sizes = torch.zeros(1, dtype=torch.int64), dict(threads=1, blocks=1, shared_bytes=256)
-        matrix, output = torch.zeros(4, 16, dtype=torch.bfloat16), poisoned(2, 4, 16, dtype=torch.bfloat16)
-        of_matrix = dict(input=matrix, rows=4, columns=16, row=0, column=0)
-        call = ToyPrimitive(output=output, counter=counter, which=200, **sizes, **of_matrix)
-        emulate.build(PRIMITIVES).run(call, seed=0, multiprocessors=count)
-        assert counter == count
-
-
 def test_threads_run_in_an_order_that_the_seed_decides():
     orders = [primitive(5, torch.zeros(16 * 64, dtype=torch.int64), seed, blocks=16, threads=64) for seed in (0, 1, 1)]
     assert all(torch.equal(order.sort().values, torch.arange(16 * 64)) for order in orders)

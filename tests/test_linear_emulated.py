@@ -204,6 +204,17 @@ def test_calls_in_a_row_are_what_they_are_alone(emulator, count):
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("bits", [0x7FC0, 0xFFC0, 0xFFFF])
+def test_a_row_of_nan_stays_a_row_of_nan(emulator, bits):
+    """Also for the NaN whose bits mean that nothing was handed over yet."""
+    p = problem(cut(TILES[4], 3), 13, 40, 256)
+    p["x"].view(torch.int16)[7, 100] = bits if bits < 0x8000 else bits - 0x10000
+    run(emulator, p, seed=1)
+    rest = torch.arange(13) != 7
+    assert p["y"][7].isnan().all()
+    assert_contract(p["y"][rest], expected(p, torch.float64)[rest], expected(p, torch.float32).bfloat16()[rest])
+
+
 def test_bits_depend_on_the_slices_only(emulator):
     """Neither on the ring nor on the rows beside a row."""
     for tile in (4, 1, 2, 8, 2), (4, 2, 1, 4, 2):

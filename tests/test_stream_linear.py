@@ -208,3 +208,16 @@ def test_overlapping_launches_change_nothing():
     apart = chain()
     extension.load().set_overlapping(True)
     assert all(torch.equal(chain(), apart) for _ in range(5))
+
+
+@needs_gpu
+@pytest.mark.parametrize("bits", [0x7FC0, 0xFFC0, 0xFFFF])
+def test_a_row_of_nan_stays_a_row_of_nan(bits):
+    """Also for the NaN whose bits mean that nothing was handed over yet."""
+    config = StreamConfig((4, 2, 2, 4, 2), 4, 3)
+    (x, packed, bias, workspace), arguments, truth, baseline = problem(64, 256, 1024, config, {"gelu"}, "cuda")
+    x.view(torch.int16)[0, 7, 100] = bits if bits < 0x8000 else bits - 0x10000
+    y, _, _ = stream_linear(x, packed, bias, workspace, **arguments)
+    rest = torch.arange(64, device="cuda") != 7
+    assert y[0, 7].isnan().all()
+    assert_contract(y[:, rest], truth[:, rest], baseline[:, rest])

@@ -144,11 +144,6 @@ void tensor_copy(void* shared, const TensorMap& map, int32_t row, int32_t column
 
 void prefetch_map(const TensorMap& map, Where where) { check_map(map, where); }
 
-void prefetch(const void* global, uint32_t bytes, Where where) {
-    check_multiple_of_16("the size of a prefetch", bytes, where);
-    check_source(global, bytes, where);
-}
-
 void copy_16(void* shared, const void* global, bool real, Where where) {
     check_shared(*self().block, shared, 16, 16, "the target of copy_16", &where);
     if (real) check_source(global, 16, where);

@@ -83,8 +83,6 @@ void wait_for_predecessors(Where where) {
     }
 }
 
-void linger() { yield(); }
-
 void launch_finished(uint64_t number) {
     const Launch& launch = launches()[number];
     if (!launch.waited) fail(launch.kernel + " never called wait_for_predecessors()");

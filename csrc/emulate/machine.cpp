@@ -176,7 +176,6 @@ void fail_deadlock() {
 }  // namespace
 
 uint32_t fault = 0;
-uint32_t multiprocessors = 0;
 
 Thread& self() { return *current; }
 

@@ -143,8 +143,6 @@ const Policy& policy();
 // Launches wait in a queue until run(), which runs them all.
 void enqueue(Launch launch);
 void run(uint64_t seed);
-// Of the emulated card; set before the launches are queued.
-extern uint32_t multiprocessors;
 // All launches of this run, and the blocks that are alive.
 std::vector<Launch>& launches();
 const std::vector<Block*>& blocks();

@@ -66,7 +66,6 @@ void read_call(const std::vector<std::span<char>>& buffers) {
 
 int main() {
     const uint64_t seed = read_number();
-    dllm::emulate::multiprocessors = static_cast<uint32_t>(read_number());
     dllm::emulate::fault = static_cast<uint32_t>(read_number());
     std::vector<std::span<char>> buffers(read_number());
     for (auto& buffer : buffers) buffer = read_buffer();

@@ -30,7 +30,6 @@ void barrier_wait(uint64_t* word, uint32_t parity, Where where);
 void bulk_copy(void* shared, const void* global, uint32_t bytes, uint64_t* word, uint64_t policy, Where where);
 void tensor_copy(void* shared, const TensorMap& map, int32_t row, int32_t column, uint64_t* word, Where where);
 void prefetch_map(const TensorMap& map, Where where);
-void prefetch(const void* global, uint32_t bytes, Where where);
 void copy_16(void* shared, const void* global, bool real, Where where);
 void arrive_when_copied(uint64_t* word, Where where);
 void copies_commit();
@@ -70,10 +69,6 @@ inline void prefetch_map(const TensorMap* map, emulate::Where where = emulate::W
 inline void tensor_copy(void* shared, const TensorMap* map, int32_t row, int32_t column, Barrier* barrier,
                         emulate::Where where = emulate::Where::current()) {
     emulate::tensor_copy(shared, *map, row, column, &barrier->state, where);
-}
-
-inline void prefetch_to_l2(const void* global, uint32_t bytes, emulate::Where where = emulate::Where::current()) {
-    emulate::prefetch(global, bytes, where);
 }
 
 inline void copy_16(void* shared, const void* global, bool real, emulate::Where where = emulate::Where::current()) {

@@ -13,7 +13,6 @@ namespace emulate {
 
 char* shared_memory();
 void launch_dependents(Where where);
-void linger();
 void wait_for_predecessors(Where where);
 void hand_over(float4* place, float4 value, Where where);
 float4 peek(const float4* place, Where where);
@@ -32,8 +31,6 @@ inline void launch_dependents(emulate::Where where = emulate::Where::current()) 
 inline void wait_for_predecessors(emulate::Where where = emulate::Where::current()) {
     emulate::wait_for_predecessors(where);
 }
-
-inline void linger(uint32_t) { emulate::linger(); }
 
 inline void hand_over(float4* place, float4 value, emulate::Where where = emulate::Where::current()) {
     emulate::hand_over(place, value, where);

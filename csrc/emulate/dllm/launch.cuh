@@ -31,8 +31,6 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, uint32_t
     });
 }
 
-inline uint32_t multiprocessors() { return emulate::multiprocessors; }
-
 // Refuses what the driver refuses (CUDA Driver API, cuTensorMapEncodeTiled).
 inline TensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
                             uint32_t box_columns) {

@@ -84,11 +84,6 @@ __device__ __forceinline__ void tensor_copy(void* shared, const TensorMap* map, 
         : "memory");
 }
 
-// Asks for `bytes` (a multiple of 16) to be brought into L2.
-__device__ __forceinline__ void prefetch_to_l2(const void* global, uint32_t bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
-
 // 16 bytes by one thread, through L2; zeros, without reading, where `real` is false.
 __device__ __forceinline__ void copy_16(void* shared, const void* global, bool real) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),

@@ -23,17 +23,17 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // may be read before, and nothing that they read may be written.
 __device__ __forceinline__ void wait_for_predecessors() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// Keeps the thread, and with it its block's place on the SM, for about this long.
-__device__ __forceinline__ void linger(uint32_t nanoseconds) { __nanosleep(nanoseconds); }
-
 // Blocks of one kernel hand each other float32 values through global memory that holds kEmpty wherever nothing is
 // handed over: a value is its own flag, so neither fences nor counters are needed (the "Lamport" exchange of
 // TensorRT-LLM's all-reduce). Arithmetic never makes kEmpty: a NaN that it makes is 0x7FFFFFFF.
 constexpr uint32_t kEmpty = 0xFFFFFFFFu;
 
+// A value of kEmpty, which only a NaN of somebody else's making can be, becomes another NaN: else its taker would wait
+// for ever.
 __device__ __forceinline__ void hand_over(float4* place, float4 value) {
-    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place), "f"(value.x), "f"(value.y),
-                 "f"(value.z), "f"(value.w)
+    const auto other = [](float x) { return min(__float_as_uint(x), kEmpty - 1); };
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(other(value.x)),
+                 "r"(other(value.y)), "r"(other(value.z)), "r"(other(value.w))
                  : "memory");
 }
 

@@ -40,14 +40,6 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, uint32_t
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
-// SMs of the current device.
-inline uint32_t multiprocessors() {
-    int device = 0, count = 0;
-    check(cudaGetDevice(&device), "multiprocessors");
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-    return static_cast<uint32_t>(count);
-}
-
 // A bfloat16 matrix [rows, columns] without gaps between its rows, a multiple of 16 bytes each, for tensor_copy of
 // boxes [box_rows, box_columns].
 inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
