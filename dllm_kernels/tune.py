@@ -36,28 +36,35 @@ def shapes(config: LDLMConfig) -> list[tuple[int, int]]:
     return list(dict.fromkeys(found))
 
 
-def tune_shape(rows: int, outputs: int, width: int, device: torch.device) -> Iterator[tuple[StreamConfig | None, float]]:
-    """(cut, median microseconds a launch) of every cut that keeps the card busy; first (None, ...), the library's GEMM."""
+def tune_shape(
+    rows: int, outputs: int, width: int, device: torch.device, cuts: list[StreamConfig] | None = None
+) -> Iterator[tuple[StreamConfig | None, float]]:
+    """(cut, median microseconds a launch) of each cut, those that keep the card busy for None; first (None, ...), the
+    library's GEMM."""
     count = max(8, min(_MOST_LAUNCHES, _COLD_BYTES // (2 * outputs * width)))
     weights = [_random(outputs, width, device) for _ in range(count)]
     bias = torch.zeros(outputs, device=device)
     yield None, chain_time(rows, outputs, width, count, lambda x, i, y: torch.mm(x, weights[i].T, out=y), device)
+    for cut in busy_cuts(rows, outputs, width, device) if cuts is None else cuts:
+        # The order of the values does not matter to the time, so the weights need no packing.
+        shape = (outputs // cut.outputs, width // 32, cut.outputs // 16, 2, 32, 8)
+        packed = [weight.view(shape) for weight in weights]
+        workspace = empty_workspace(workspace_elements(PackedWeight(packed[0], outputs, width, cut), rows), device)
+
+        def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, cut=cut) -> None:
+            launch(x, packed[i], bias, workspace, [*cut.tile, cut.slices, cut.stages], y)
+
+        yield cut, chain_time(rows, outputs, width, count, streamed, device)
+
+
+def busy_cuts(rows: int, outputs: int, width: int, device: torch.device) -> Iterator[StreamConfig]:
+    """The cuts without padding that give most SMs a block or more, with the deepest ring and with half of it."""
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     for config in candidates(rows, outputs, width):
         blocks = tiles(config, rows, outputs) * config.slices
-        if not 0.7 * multiprocessors <= blocks <= 3.1 * multiprocessors or outputs % config.outputs or width % config.depth:
-            continue
-        for stages in sorted({config.stages, max(2, config.stages // 2)}):
-            cut = StreamConfig(config.tile, config.slices, stages)
-            # The order of the values does not matter to the time, so the weights need no packing.
-            shape = (outputs // cut.outputs, width // 32, cut.outputs // 16, 2, 32, 8)
-            packed = [weight.view(shape) for weight in weights]
-            workspace = empty_workspace(workspace_elements(PackedWeight(packed[0], outputs, width, cut), rows), device)
-
-            def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, cut=cut) -> None:
-                launch(x, packed[i], bias, workspace, [*cut.tile, cut.slices, cut.stages], y)
-
-            yield cut, chain_time(rows, outputs, width, count, streamed, device)
+        if 0.7 * multiprocessors <= blocks <= 3.1 * multiprocessors and outputs % config.outputs == width % config.depth == 0:
+            for stages in sorted({config.stages, max(2, config.stages // 2)}):
+                yield StreamConfig(config.tile, config.slices, stages)
 
 
 def chain_time(rows: int, outputs: int, width: int, count: int, one: Launch, device: torch.device) -> float:
@@ -71,6 +78,7 @@ def chain_time(rows: int, outputs: int, width: int, count: int, one: Launch, dev
             one(x[: rows * width].view(rows, width), i, y[: rows * outputs].view(rows, outputs))
 
     side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         run()
     side.synchronize()

@@ -87,3 +87,10 @@ def test_without_a_recent_nvcc_setup_says_in_one_line_what_is_missing(tmp_path, 
     prefix = "dllm-kernels: installing without the CUDA kernels, Triton and PyTorch serve instead: "
     assert said == ([prefix + reason.format(nvcc=nvcc)] if reason else [])
     assert version == PROJECT["version"]
+
+
+def test_an_installed_package_has_the_table_of_cuts(tmp_path):
+    done = run(sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path), PATH="")
+    assert done.returncode == 0, done.stderr
+    table = "dllm_kernels/kernels/stream.json"
+    assert (tmp_path / table).read_text() == (ROOT / table).read_text()
