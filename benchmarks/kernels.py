@@ -22,7 +22,7 @@ from dllm_kernels import LDLM, FusedSampler, LDLMConfig, extension, tune
 from dllm_kernels.baseline import published_generate, random_model
 from dllm_kernels.kernels import stream
 from dllm_kernels.ops.attention import attention
-from dllm_kernels.ops.stream_linear import pack
+from dllm_kernels.ops.packing import pack
 from dllm_kernels.ops.stream_lm_head import choose as choose_lm_head
 from dllm_kernels.ops.stream_lm_head import stream_lm_head
 

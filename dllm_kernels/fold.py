@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dllm_kernels.kernels.stream import StreamConfig
 from dllm_kernels.ops.linear import LinearConstants
-from dllm_kernels.ops.stream_linear import PackedWeight, pack
+from dllm_kernels.ops.packing import PackedWeight, pack, whole_shape
 
 _ELEMENTS = 2**20
 
@@ -150,7 +150,10 @@ def fold_linear(
     """
     n, k = weight.shape
     exact, float64 = numerics.exact, {"dtype": torch.float64, "device": numerics.device}
-    packed = torch.empty(n, k, dtype=numerics.weights, device=numerics.device)
+    # Padded from the start, so that it is packed in place.
+    shape = (n, k) if cut is None else whole_shape(cut, n, k)
+    whole = torch.zeros(shape, dtype=numerics.weights, device=numerics.device)
+    packed = whole[:n, :k]
     normalised = norm is not None or scale is not None
     steps = 1 if scale is None else len(scale)
     biases = torch.zeros(steps, n, **float64)
@@ -180,7 +183,7 @@ def fold_linear(
     if added is not None:
         biases = biases + exact(added)
     return FoldedLinear(
-        packed if cut is None else pack(packed, cut),
+        whole if cut is None else pack(whole, cut, n, k),
         numerics.activation(biases) if cut is None else numerics.table(biases),
         None if sums is None else numerics.table(sums),
         None if scale is None else numerics.table(scale),

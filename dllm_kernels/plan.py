@@ -23,14 +23,8 @@ from dllm_kernels.ops.attention import attention
 from dllm_kernels.ops.linear import LinearConstants, linear
 from dllm_kernels.ops.lm_head import lm_head
 from dllm_kernels.ops.modulate import modulate
-from dllm_kernels.ops.stream_linear import (
-    PackedWeight,
-    cut_for,
-    empty_workspace,
-    row_statistics,
-    stream_linear,
-    workspace_elements,
-)
+from dllm_kernels.ops.packing import PackedWeight
+from dllm_kernels.ops.stream_linear import cut_for, empty_workspace, row_statistics, stream_linear, workspace_elements
 from dllm_kernels.ops.stream_lm_head import cut_for as lm_head_cut_for
 from dllm_kernels.ops.stream_lm_head import stream_lm_head
 
@@ -71,6 +65,8 @@ class Plan:
     ):
         self.config, self.seq_len, self.numerics = config, seq_len, numerics
         self._options = {"batch_invariant": batch_invariant, "backend": backend}
+        # What has no CUDA kernel of its own is served by the best that there is.
+        self._elsewhere = self._options | ({"backend": "auto"} if backend == "cuda" else {})
         self._batch, self._context_len, self._copies = batch_size, context_len, 2 if guidance else 1
         self._workspace_elements = 0
         self.statistics = source("statistics")
@@ -97,7 +93,7 @@ class Plan:
             x = self.numerics.activation(latents + self.time_shift[0])
         x = torch.cat([x] * self._copies) if self._copies > 1 else x
         reads_statistics = self.project_in is None and self._streamed(self.denoiser_layers[0].first)
-        return Rows(x, statistics=row_statistics(x), chunk=x.shape[-1]) if reads_statistics else Rows(x)
+        return Rows(x, statistics=self._statistics(x), chunk=x.shape[-1]) if reads_statistics else Rows(x)
 
     def next_shift(self, step: int) -> Tensor | None:
         """What is added to the latents after `step` to make the next input, where that is all there is to it: [d] or None."""
@@ -156,7 +152,7 @@ class Plan:
         key_values = self._linear(rows, self.token_key_value.at(0)).x
         context = Context(self._heads(key_values, len(self.token_layers), self.config.token_decoder_heads))
         rows = self._run_layers(self.token_layers, rows, 0, context, None)
-        return modulate(rows.x, backend=self._options["backend"])
+        return modulate(rows.x, backend=self._elsewhere["backend"])
 
     def tokens(
         self, hidden: Tensor, temperature: Tensor, seed: Tensor, first_sample: Tensor, logprobs: bool
@@ -208,12 +204,12 @@ class Plan:
         """Applies a layer; `then` is the normalised layer that reads the result next, or None."""
         c = constants
         if not isinstance(c.weight, PackedWeight):
-            return Rows(linear(rows.x, c, gelu=gelu, residual=residual, **self._options))
+            return Rows(linear(rows.x, c, gelu=gelu, residual=residual, **self._elsewhere))
         x, statistics, chunk = rows.x, None, 0
         if c.column_sums is not None:
             statistics, chunk = rows.statistics, rows.chunk
             if statistics is None:
-                statistics, chunk = row_statistics(x), x.shape[-1]
+                statistics, chunk = self._statistics(x), x.shape[-1]
         if c.scale is not None:
             x = (x * (1 + c.scale)).to(x.dtype) if rows.scaled is None else rows.scaled
         streamed_next = then is not None and isinstance(then.weight, PackedWeight)
@@ -232,6 +228,11 @@ class Plan:
             with_statistics=streamed_next and then.column_sums is not None,
         )
         return Rows(y, scaled, left, c.weight.config.outputs)
+
+    def _statistics(self, x: Tensor) -> Tensor:
+        """Row statistics of x; a sample at a time where a library's sums must not depend on the batch."""
+        samples = x.split(1) if self._options["batch_invariant"] else [x]
+        return torch.cat([row_statistics(sample) for sample in samples])
 
     @staticmethod
     def _streamed(layer: FoldedLinear) -> bool:
@@ -262,11 +263,14 @@ class Plan:
         weight = torch.cat([a.key_value.weight.detach() for a in attentions])
         return self._fold_weight(weight, None if biases[0] is None else torch.cat(biases), rows, **around)
 
+    def _as_for(self, rows: int) -> int | None:
+        """A batch-invariant plan streams and cuts as for one sample, so that a row's sums do not depend on the batch."""
+        return rows // self._batch if self._options["batch_invariant"] else None
+
     def _fold_weight(self, weight: Tensor, bias: Tensor | None, rows: int, **around) -> FoldedLinear:
         """Folds a layer that is applied to `rows` rows, packed for streaming where that is faster."""
         numerics = self.numerics
-        # A batch-invariant plan cuts as for one sample, so that a row's sums do not depend on the batch.
-        as_for = self.seq_len if self._options["batch_invariant"] else None
+        as_for = self._as_for(rows)
         cut = cut_for(rows, *weight.shape, numerics.weights, numerics.device, self._options["backend"], as_for)
         folded = fold_linear(weight, bias, numerics, cut=cut, **around)
         if cut is not None:
@@ -372,7 +376,8 @@ class Plan:
     def _pack_lm_head(self, layer: nn.Linear) -> None:
         # decode() ends with the plain normalisation, so only the final norm's gain and offset are left to fold.
         numerics = self.numerics
-        cut = lm_head_cut_for(self._rows, layer.in_features, numerics.weights, numerics.device, **self._options)
+        as_for, backend = self._as_for(self._rows), self._options["backend"]
+        cut = lm_head_cut_for(self._rows, layer.in_features, numerics.weights, numerics.device, backend, as_for)
         around = {"input_scale": self._final_norm.weight, "input_shift": self._final_norm.bias}
         folded = fold_linear(layer.weight, layer.bias, numerics, cut=cut, **around)
         self.lm_head_weight, self.lm_head_bias = folded.weight, self.numerics.table(folded.bias[0])

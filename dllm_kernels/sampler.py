@@ -201,7 +201,7 @@ class FusedSampler:
             self.seq_len,
             self.config.latent_dim,
             self.numerics.tables,
-            self.backend,
+            "auto" if self.backend == "cuda" else self.backend,
         )
         latents = torch.where(inputs.noise_given, inputs.noise, latents)
         previous = torch.zeros_like(latents)

@@ -20,7 +20,8 @@ from dllm_kernels.config import PRESETS, LDLMConfig
 from dllm_kernels.extension import cuda_obstacle
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import StreamConfig, candidates, tiles
-from dllm_kernels.ops.stream_linear import PackedWeight, empty_workspace, launch, workspace_elements
+from dllm_kernels.ops.packing import PackedWeight
+from dllm_kernels.ops.stream_linear import empty_workspace, launch, workspace_elements
 from dllm_kernels.report import notes
 
 _COLD_BYTES, _MOST_LAUNCHES, _REPLAYS = 2 * 10**9, 48, 5
@@ -29,23 +30,24 @@ Launch = Callable[[Tensor, int, Tensor], None]
 
 
 def shapes(config: LDLMConfig) -> list[tuple[int, int]]:
-    """(outputs, width) of the layers of a model's plan, each once."""
-    d = config.dim
-    latent_kv, token_kv = 2 * d * config.perceiver_layers, 2 * config.hidden_dim * config.token_decoder_layers
-    found = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d), (latent_kv, config.latent_dim), (token_kv, config.hidden_dim)]
+    """(outputs, width) of the layers that a model's plan may stream, each once."""
+    d, h, z = config.dim, config.hidden_dim, config.latent_dim
+    found = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d)]
+    found += [(d, 2 * z)] * config.self_conditioning + [(z, d)] * config.ada_ln
+    found += [(2 * d * config.denoiser_layers, h)] * config.context + [(2 * d * config.perceiver_layers, z)]
+    found += [(h, d), (3 * h, h), (h, h), (4 * h, h), (h, 4 * h), (2 * h * config.token_decoder_layers, h)]
     return list(dict.fromkeys(found))
 
 
 def tune_shape(
-    rows: int, outputs: int, width: int, device: torch.device, cuts: list[StreamConfig] | None = None
+    rows: int, outputs: int, width: int, device: torch.device, cuts: list[StreamConfig]
 ) -> Iterator[tuple[StreamConfig | None, float]]:
-    """(cut, median microseconds a launch) of each cut, those that keep the card busy for None; first (None, ...), the
-    library's GEMM."""
+    """(cut, median microseconds a launch) of each cut; first (None, ...), the library's GEMM."""
     count = max(8, min(_MOST_LAUNCHES, _COLD_BYTES // (2 * outputs * width)))
     weights = [_random(outputs, width, device) for _ in range(count)]
     bias = torch.zeros(outputs, device=device)
     yield None, chain_time(rows, outputs, width, count, lambda x, i, y: torch.mm(x, weights[i].T, out=y), device)
-    for cut in busy_cuts(rows, outputs, width, device) if cuts is None else cuts:
+    for cut in cuts:
         # The order of the values does not matter to the time, so the weights need no packing.
         shape = (outputs // cut.outputs, width // 32, cut.outputs // 16, 2, 32, 8)
         packed = [weight.view(shape) for weight in weights]
@@ -57,9 +59,8 @@ def tune_shape(
         yield cut, chain_time(rows, outputs, width, count, streamed, device)
 
 
-def busy_cuts(rows: int, outputs: int, width: int, device: torch.device) -> Iterator[StreamConfig]:
+def busy_cuts(rows: int, outputs: int, width: int, multiprocessors: int) -> Iterator[StreamConfig]:
     """The cuts without padding that give most SMs a block or more, with the deepest ring and with half of it."""
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     for config in candidates(rows, outputs, width):
         blocks = tiles(config, rows, outputs) * config.slices
         if 0.7 * multiprocessors <= blocks <= 3.1 * multiprocessors and outputs % config.outputs == width % config.depth == 0:
@@ -135,8 +136,12 @@ def tune(
     table = json.loads(path.read_text()) if path.exists() else {"entries": []}
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     for outputs, width in shapes(config):
+        cuts = list(busy_cuts(rows, outputs, width, multiprocessors))
+        if not cuts:
+            typer.echo(f"{outputs} x {width}: too small or uneven for a cut that fills the card; left to the rule", err=True)
+            continue
         with notes.status(f"{outputs} x {width}"), torch.no_grad():
-            new = entry(multiprocessors, rows, outputs, width, list(tune_shape(rows, outputs, width, device)))
+            new = entry(multiprocessors, rows, outputs, width, list(tune_shape(rows, outputs, width, device, cuts)))
         new |= {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
         typer.echo(f"{outputs} x {width}: {new['us']} us, the library {new['library_us']} us, {new['tile']}")
         merge(table["entries"], new)

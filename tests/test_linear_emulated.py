@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.kernels.stream import SHARED_BYTES, TILES, StreamConfig
-from dllm_kernels.ops.stream_linear import empty_workspace, pack, reference, row_statistics, workspace_elements
+from dllm_kernels.ops.packing import pack
+from dllm_kernels.ops.stream_linear import empty_workspace, reference, row_statistics, workspace_elements
 from tests import emulate
 from tests.numerics import assert_contract, poisoned
 

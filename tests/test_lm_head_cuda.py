@@ -9,14 +9,14 @@ import subprocess
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dllm_kernels import extension
 from dllm_kernels.diffusion.noise import GUMBEL_NOISE, gumbels, uniforms
 from dllm_kernels.kernels.stream import SHARED_BYTES, StreamConfig
 from dllm_kernels.ops import lm_head as op
+from dllm_kernels.ops.dispatch import select
 from dllm_kernels.ops.lm_head import lm_head
-from dllm_kernels.ops.stream_linear import PackedWeight, pack
+from dllm_kernels.ops.packing import PackedWeight, pack
 from dllm_kernels.ops.stream_lm_head import FEW_ROWS, MANY_ROWS, choose, parts, shared_bytes, stream_lm_head
 from tests.numerics import assert_contract
 from tests.test_extension import CSRC, NVCC, defects, functions, needs_gpu, needs_module, needs_nvcc
@@ -112,28 +112,12 @@ def test_the_cut_is_chosen_by_the_rows():
     assert choose(4096, batch_invariant=True) == FEW_ROWS
 
 
-def on_the_card(*shape: int, dtype: torch.dtype = BFLOAT) -> Tensor:
-    """A tensor without memory that says it is on a card."""
-    with FakeTensorMode():
-        return torch.empty(shape, dtype=dtype, device="cuda")
-
-
 @needs_module
-@pytest.mark.parametrize(
-    ("shape", "dtype", "batch_invariant", "backend", "expected"),
-    [
-        ((1, 64, 8), BFLOAT, False, "auto", "triton"),
-        ((4, 64, 8), BFLOAT, False, "auto", "triton"),
-        ((5, 64, 8), BFLOAT, False, "auto", "cuda"),
-        ((5, 64, 8), torch.float32, False, "auto", "cuda"),
-        ((5, 64, 8), BFLOAT, True, "auto", "triton"),
-        ((5, 64, 8), torch.float64, False, "auto", "torch"),
-        ((1, 64, 8), BFLOAT, False, "cuda", "cuda"),
-    ],
-)
-def test_auto_takes_what_serves(monkeypatch, shape, dtype, batch_invariant, backend, expected):
+def test_auto_takes_the_kernel_that_was_timed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert op._select(on_the_card(*shape, dtype=dtype), batch_invariant, backend).backend == expected
+    card = torch.device("cuda")
+    assert select("lm_head", card).backend == "triton"
+    assert select("lm_head", card, "cuda").backend == "cuda"
 
 
 X, B, ZERO = torch.zeros(2, 3, 16, dtype=BFLOAT), torch.zeros(5), torch.tensor(0)

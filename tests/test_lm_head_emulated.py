@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dllm_kernels.kernels.stream import StreamConfig
 from dllm_kernels.ops.lm_head import reference
-from dllm_kernels.ops.stream_linear import pack
+from dllm_kernels.ops.packing import pack
 from dllm_kernels.ops.stream_lm_head import FEW_ROWS, MANY_ROWS
 from tests import emulate
 from tests.numerics import assert_contract, poisoned

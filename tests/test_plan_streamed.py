@@ -1,15 +1,18 @@
 """A plan whose layers are streamed, on a CPU: PyTorch stands in for the CUDA kernel, so that what the plan passes from layer to
 layer (packed weights, row statistics, adaLN's scaled rows, residuals) is held against the model."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import dllm_kernels.plan as plan_module
-from dllm_kernels import LDLMConfig
+from dllm_kernels import FusedSampler, LDLMConfig
 from dllm_kernels.config import open_dllm_config
-from dllm_kernels.fold import Numerics
+from dllm_kernels.fold import FoldedLinear, Numerics
 from dllm_kernels.kernels.stream import TILES, StreamConfig
-from dllm_kernels.ops.stream_linear import PackedWeight
+from dllm_kernels.ops import stream_linear, stream_lm_head
+from dllm_kernels.ops.packing import PackedWeight
 from dllm_kernels.plan import Plan
 from dllm_kernels.sources import LiveModel
 from tests.models import randomized
@@ -22,6 +25,53 @@ CONFIGS = {
     "open-dllm": open_dllm_config(128, 101, 16, perceiver_layers=2, denoiser_layers=2),
     "open-dllm with proj_in": open_dllm_config(128, 101, 16, proj_in=True, perceiver_layers=2, denoiser_layers=2),
 }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_invariant_plan_streams_the_same_in_every_batch(name, monkeypatch):
+    """What streams, and how it is cut, is that of one sample; only the call's rows differ."""
+    for module in (stream_linear, stream_lm_head):
+        monkeypatch.setattr(module, "cuda_obstacle", lambda device: None)
+    config, cuts = CONFIGS[name], []
+    for batch in (1, 8):
+        numerics = Numerics(torch.bfloat16, torch.bfloat16, torch.float32, CPU)
+        options = {"context_len": 3 * config.context, "guidance": config.context, "batch_invariant": True}
+        plan = Plan(config, LiveModel(randomized(config)), TIMES, config.seq_len, batch, numerics=numerics, **options)
+        layers = [getattr(layer, part.name) for layer in plan.denoiser_layers for part in dataclasses.fields(layer)]
+        folded = [layer for layer in layers if isinstance(layer, FoldedLinear)] + [plan.latent_key_value, plan.token_key_value]
+        cuts.append([layer.weight.config for layer in folded] + [plan.lm_head_weight.config])
+    assert cuts[0] == cuts[1] and len(cuts[0]) > 5
+
+
+class Half:
+    """The dtypes of a plan on a card, on a CPU."""
+
+    @staticmethod
+    def of(dtype, device):
+        return Numerics(torch.bfloat16, torch.bfloat16, torch.float32, device)
+
+
+@pytest.mark.parametrize("seq_len", [None, 7])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_loop_passes_statistics_from_step_to_step(name, seq_len, streaming, monkeypatch):
+    config = CONFIGS[name]
+    options = {"num_steps": 4, "batch_size": 2, "seq_len": seq_len, "solver": "ddpm", "device": "cpu", "logprobs": True}
+    options |= {"context_len": 5, "guidance": True} if config.context else {}
+    call = {"seed": 3}
+    if config.context:
+        hidden = torch.randn(2, 4, config.hidden_dim, generator=torch.Generator().manual_seed(0))
+        call |= {"context": hidden, "guidance_scale": 2.0}
+    with monkeypatch.context() as plain:
+        plain.setattr(plan_module, "cut_for", lambda *_: None)
+        plain.setattr(plan_module, "lm_head_cut_for", lambda *_: None)
+        expected = FusedSampler(randomized(config), **options, dtype=torch.float32)(**call)
+    monkeypatch.setattr(plan_module, "lm_head_cut_for", lambda *_: stream_lm_head.FEW_ROWS)
+    monkeypatch.setattr("dllm_kernels.sampler.Numerics", Half)
+    out = FusedSampler(randomized(config), **options)(**call)
+    assert (out.latents - expected.latents).norm() < 0.02 * expected.latents.norm()
+    assert (out.tokens == expected.tokens).float().mean() > 0.9
+    same = out.tokens == expected.tokens
+    assert (out.logprobs - expected.logprobs)[same].abs().max() < 0.3
 
 
 @pytest.fixture

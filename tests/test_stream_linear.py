@@ -8,14 +8,14 @@ import torch
 from dllm_kernels import extension
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import SHARED_BYTES, TILES, StreamConfig, candidates, choose, derived
+from dllm_kernels.ops.packing import pack, unpack, whole_shape
 from dllm_kernels.ops.stream_linear import (
+    cut_for,
     empty_workspace,
     obstacle,
-    pack,
     reference,
     row_statistics,
     stream_linear,
-    unpack,
     workspace_elements,
 )
 from tests.numerics import assert_contract
@@ -138,6 +138,52 @@ def test_what_does_not_fit_is_named(changed, message):
         stream_linear(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        (torch.zeros(5, 1, 2).double(), r"statistics are torch.float64 \[5, 1, 2\]; they must be a contiguous float32"),
+        (torch.zeros(5, 2, 1).transpose(1, 2), "they must be a contiguous float32"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_named(statistics, message):
+    positional, _, _, _ = problem(5, 64, 64, StreamConfig((2, 2, 2, 4, 2), 1, 2), set())
+    if statistics.is_contiguous() and statistics.dtype == torch.float32:
+        statistics = torch.zeros(2, 5, 1).permute(1, 2, 0)
+    with pytest.raises(ValueError, match=message):
+        stream_linear(*positional, column_sums=random(64), statistics=statistics, chunk=64)
+
+
+def test_packing_a_padded_weight_from_its_whole_shape():
+    config, weight = StreamConfig(TILES[0], 1, 2), random(200, 96).bfloat16()
+    whole = torch.zeros(whole_shape(config, 200, 96)).bfloat16()
+    whole[:200, :96] = weight
+    packed = pack(whole, config, 200, 96)
+    assert packed.data.data_ptr() == whole.data_ptr()
+    assert torch.equal(unpack(packed), weight) and torch.equal(packed.data, pack(weight, config).data)
+
+
+@pytest.mark.parametrize(
+    ("backend", "rows", "as_for", "shape", "expected"),
+    [
+        ("auto", 64, None, (8192, 2048), True),
+        ("auto", 65, None, (8192, 2048), False),
+        ("auto", 512, 64, (8192, 2048), True),
+        ("auto", 64, 128, (8192, 2048), False),
+        ("auto", 64, None, (5120, 5120), False),
+        ("auto", 64, None, (20480, 2048), False),
+        ("cuda", 512, None, (20480, 5120), True),
+        ("triton", 64, None, (8192, 2048), False),
+        ("torch", 64, None, (8192, 2048), False),
+    ],
+)
+def test_what_is_streamed(monkeypatch, backend, rows, as_for, shape, expected):
+    monkeypatch.setattr("dllm_kernels.ops.stream_linear.cuda_obstacle", lambda device: None)
+    cut = cut_for(rows, *shape, torch.bfloat16, torch.device("cpu"), backend, as_for)
+    assert (cut is not None) == expected
+    if expected:
+        assert cut == choose(132, as_for or rows, *shape)
+
+
 def test_which_weights_can_be_streamed():
     cpu = torch.device("cpu")
     assert obstacle(64, 64, torch.float16, cpu) == "stream_linear computes in bfloat16, not torch.float16"
@@ -196,12 +242,14 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
 @needs_gpu
 def test_overlapping_launches_change_nothing():
     config = StreamConfig((2, 2, 2, 4, 2), 4, 4)
-    (x, packed, bias, workspace), arguments, _, _ = problem(64, 512, 512, config, {"gelu", "residual"}, "cuda")
+    (x, packed, bias, workspace), arguments, _, _ = problem(64, 512, 512, config, {"gelu"}, "cuda")
+    other = pack((random(512, 512, device="cuda", seed=7) * 512**-0.5).bfloat16(), config)
 
     def chain():
+        # Nothing but our kernels, so that each overlaps with the one before it.
         y = x
-        for _ in range(50):
-            y, _, _ = stream_linear(y * 0.5, packed, bias, workspace, **arguments)
+        for i in range(50):
+            y, _, _ = stream_linear(y, other if i % 2 else packed, bias, workspace, **arguments)
         return y
 
     extension.load().set_overlapping(False)

@@ -5,17 +5,40 @@ import json
 import pytest
 import torch
 
-from dllm_kernels import LDLMConfig
+from dllm_kernels import LDLM, LDLMConfig
 from dllm_kernels import tune as module
+from dllm_kernels.config import open_dllm_config
+from dllm_kernels.fold import Numerics
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import StreamConfig
+from dllm_kernels.plan import Plan
+from dllm_kernels.sources import LiveModel
 from tests.command import run
+
+CPU = torch.device("cpu")
 
 
 def test_the_shapes_of_a_preset():
     d = 2048
     expected = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d), (8 * d, d)]
     assert module.shapes(LDLMConfig.preset("open-dllm-35b-a3b")) == expected
+
+
+def test_the_shapes_are_those_that_a_plan_asks_for(monkeypatch):
+    asked = set()
+    monkeypatch.setattr("dllm_kernels.plan.cut_for", lambda rows, outputs, width, *_: asked.add((outputs, width)))
+    mixed = LDLMConfig.preset("tiny", dim=128, hidden_dim=192, latent_dim=96)
+    for config in (LDLMConfig.preset("tiny"), mixed, open_dllm_config(64, 101, 16, proj_in=True)):
+        asked.clear()
+        context = 3 * config.context
+        Plan(config, LiveModel(LDLM(config)), torch.ones(1).double(), 8, 1, context, False, Numerics.of(torch.bfloat16, CPU))
+        assert asked <= set(module.shapes(config)), asked - set(module.shapes(config))
+
+
+def test_cuts_that_keep_a_card_busy():
+    cuts = list(module.busy_cuts(64, 8192, 2048, 132))
+    assert len(cuts) > 20 and all(92 <= 8192 // cut.outputs * cut.slices <= 410 for cut in cuts)
+    assert list(module.busy_cuts(64, 192, 64, 132)) == []
 
 
 def test_an_entry_holds_the_fastest_cut_and_both_times():
@@ -59,5 +82,6 @@ def test_tuning_needs_a_card():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was timed")
 def test_the_times_of_a_small_shape():
-    timed = dict(module.tune_shape(64, 512, 512, torch.device("cuda")))
-    assert timed.pop(None) > 0.5 and all(time > 0.5 for time in timed.values())
+    cuts = list(module.busy_cuts(64, 2048, 1024, 132))[:3]
+    timed = dict(module.tune_shape(64, 2048, 1024, torch.device("cuda"), cuts))
+    assert len(timed) == 4 and all(0.5 < time < 1000 for time in timed.values())

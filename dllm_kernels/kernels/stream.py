@@ -12,8 +12,8 @@ SHARED_BYTES = 101_376
 """Shared memory of a block that every card we compile for has (CUDA C++ Programming Guide, Compute Capabilities)."""
 TABLE = Path(__file__).with_suffix(".json")
 """Where the timings are; `dllm-kernels tune` writes it."""
-MOST_ROWS, MOST_VALUES = 64, 2**25
-"""The most rows of a call and values of a weight with which a whole generation was timed, and was faster than before
+MOST_ROWS, MOST_WIDTH, MOST_VALUES = 64, 2048, 2**25
+"""The most rows of a call, lesser dimension of a weight and values of it with which a whole generation was timed
 (docs/kernels.md)."""
 BARRIER_BYTES, MOST_STAGES, MOST_SLICES = 128, 16, 16
 TILES = (
@@ -130,4 +130,4 @@ def choose(multiprocessors: int, rows: int, outputs: int, width: int) -> StreamC
 
 def wins(rows: int, outputs: int, width: int) -> bool:
     """Whether `auto` streams a layer rather than let the library multiply and other kernels do what surrounds it."""
-    return rows <= MOST_ROWS and outputs * width <= MOST_VALUES
+    return rows <= MOST_ROWS and min(outputs, width) <= MOST_WIDTH and outputs * width <= MOST_VALUES

@@ -62,7 +62,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool
     return out.transpose(1, 2)
 
 
-@implementation("attention", "cuda", cuda_obstacle)
+@implementation(
+    "attention",
+    "cuda",
+    cuda_obstacle,
+    f"bfloat16, head dimensions 32 to 640, up to {CUDA_LENGTH} queries and keys, {CUDA_TILES} tiles of 16 queries",
+)
 def _cuda(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     if _cuda_gap(q):
         raise ValueError(_cuda_gap(q))

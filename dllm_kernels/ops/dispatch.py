@@ -17,22 +17,26 @@ BACKENDS = ("auto", "cuda", "triton", "torch")
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute an op; `obstacle(device)` is why it cannot run there, or None."""
+    """One way to compute an op; `obstacle(device)` is why it cannot run there, or None, and `limits` says for what
+    `auto` takes it."""
 
     op: str
     backend: str
     function: Callable
     obstacle: Callable[[torch.device], str | None]
+    limits: str = ""
 
 
 _implementations: dict[str, list[Implementation]] = {}
 
 
-def implementation(op: str, backend: str, obstacle: Callable[[torch.device], str | None] = lambda device: None):
+def implementation(
+    op: str, backend: str, obstacle: Callable[[torch.device], str | None] = lambda device: None, limits: str = ""
+):
     """Registers the decorated function as `backend`'s implementation of `op`. The first registered is preferred."""
 
     def register(function: Callable) -> Callable:
-        _implementations.setdefault(op, []).append(Implementation(op, backend, function, obstacle))
+        _implementations.setdefault(op, []).append(Implementation(op, backend, function, obstacle, limits))
         return function
 
     return register
@@ -68,7 +72,7 @@ def explain(device: torch.device) -> list[tuple[str, str, str]]:
         chosen = select(op, device)
         passed = candidates[: candidates.index(chosen)]
         why = [f"{c.backend}: {c.obstacle(device) or 'on a CPU it only runs under its interpreter, for tests'}" for c in passed]
-        rows.append((op, chosen.backend, "; ".join(why) or "first choice"))
+        rows.append((op, chosen.backend, "; ".join([chosen.limits] * bool(chosen.limits) + why) or "first choice"))
     return rows
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.modulate import modulate
+from dllm_kernels.ops.packing import PackedWeight
 
 EPS = 1e-5
 _CHUNK_ROWS, _CHUNK_ELEMENTS = 512, 2**22
@@ -31,7 +32,7 @@ class LinearConstants:
         gate: [N], adaLN's gate of the product, or None.
     """
 
-    weight: Tensor
+    weight: Tensor | PackedWeight
     bias: Tensor
     column_sums: Tensor | None = None
     scale: Tensor | None = None

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from dllm_kernels.diffusion.noise import GUMBEL_NOISE, gumbels, uniforms, words
 from dllm_kernels.extension import cuda_obstacle, load
-from dllm_kernels.ops.dispatch import Implementation, implementation, select, triton_obstacle
+from dllm_kernels.ops.dispatch import implementation, select, triton_obstacle
 from dllm_kernels.ops.noise import validate_scalars
 
 # Rows of the weight at a time. On a CPU the widened chunk stays in the cache; on a GPU it fills the card.
 _CPU_CHUNK, _GPU_CHUNK = 512, 8192
 # For the CUDA kernel: entries of the vocabulary at a time, and the most logits, 256 MB.
 _CUDA_CHUNK, _CUDA_LOGITS = 32768, 2**26
-# Up to here a kernel of its own reads the weights as fast as a library does, and writes no logits.
-_FEW_ROWS = 256
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -45,6 +43,15 @@ def _uniforms(seed: Tensor, first_sample: Tensor, batch: int, length: int, start
 def _fours(count: int) -> int:
     """`count` rounded up to a multiple of 4."""
     return (count + 3) // 4 * 4
+
+
+@implementation("lm_head", "triton", triton_obstacle)
+def _triton(hidden, weight, bias, temperature, seed, first_sample, logprobs: bool, batch_invariant: bool):
+    if hidden.dtype == torch.float64:
+        raise ValueError("the triton implementation of lm_head computes in float32, and hidden is float64")
+    from dllm_kernels.kernels.lm_head import lm_head
+
+    return lm_head(hidden, weight, bias, temperature, seed, first_sample, logprobs, batch_invariant)
 
 
 @implementation("lm_head", "cuda", cuda_obstacle)
@@ -90,15 +97,6 @@ def _cuda(hidden, weight, bias, temperature, seed, first_sample, logprobs: bool,
                     stream=torch.cuda.current_stream(hidden.device).cuda_stream,
                 )
     return tokens, out
-
-
-@implementation("lm_head", "triton", triton_obstacle)
-def _triton(hidden, weight, bias, temperature, seed, first_sample, logprobs: bool, batch_invariant: bool):
-    if hidden.dtype == torch.float64:
-        raise ValueError("the triton implementation of lm_head computes in float32, and hidden is float64")
-    from dllm_kernels.kernels.lm_head import lm_head
-
-    return lm_head(hidden, weight, bias, temperature, seed, first_sample, logprobs, batch_invariant)
 
 
 @implementation("lm_head", "torch")
@@ -163,16 +161,6 @@ def _nothing(hidden: Tensor) -> Tensor:
     return hidden.new_empty(0, dtype=torch.float32)
 
 
-def _select(hidden: Tensor, batch_invariant: bool, backend: str) -> Implementation:
-    if backend == "auto" and hidden.dtype == torch.float64:
-        backend = "torch"
-    elif backend == "auto" and hidden.is_cuda and triton_obstacle(hidden.device) is None:
-        # A library that takes a sample at a time reads the weights once for each.
-        few = hidden.shape[0] * hidden.shape[1] <= _FEW_ROWS
-        backend = "triton" if few or batch_invariant else "auto"
-    return select("lm_head", hidden.device, backend)
-
-
 @torch.library.custom_op("dllm_kernels::lm_head", mutates_args=())
 def _lm_head(
     hidden: Tensor,
@@ -187,7 +175,9 @@ def _lm_head(
 ) -> tuple[Tensor, Tensor]:
     """`lm_head`, with an empty tensor for no log-probabilities, since an op always returns as many tensors."""
     _validate(hidden, weight, bias, temperature, seed, first_sample)
-    function = _select(hidden, batch_invariant, backend).function
+    if backend == "auto" and hidden.dtype == torch.float64:
+        backend = "torch"
+    function = select("lm_head", hidden.device, backend).function
     return function(hidden, weight, bias, temperature, seed, first_sample, logprobs, batch_invariant)
 
 

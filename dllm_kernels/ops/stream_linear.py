@@ -6,36 +6,16 @@ x' is x, or x (1 + scale) where adaLN scales the normalised input; mean and rstd
 kernel before this one has left. The kernel leaves the same of y, and y (1 + next_scale), for the one after it.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_kernels.device import multiprocessors
 from dllm_kernels.extension import cuda_obstacle, load
-from dllm_kernels.kernels.stream import StreamConfig, choose, tiles, wins
+from dllm_kernels.kernels.stream import MOST_ROWS, MOST_VALUES, MOST_WIDTH, StreamConfig, choose, tiles, wins
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.linear import EPS
-
-
-@dataclass(frozen=True)
-class PackedWeight:
-    """A weight [outputs, width] in the order in which blocks read it, and what its launches share.
-
-    Attributes:
-        data: bfloat16 [ceil(outputs / o), ceil(width / depth) depth / 32, o / 16, 2, 32, 8] for the o outputs and the depth
-            of the config's blocks and stages: block of outputs, 32 columns, 16 outputs, half of each lane's columns, lane,
-            values. Lane 4 g + t of half j has the columns c = 8 t + 4 j to c + 3 of the outputs g and g + 8, as one product
-            reads them: c and c + 1 of g, of g + 8, then c + 2 and c + 3 of both. Padding is zero.
-        outputs, width: of the weight.
-        config: the cut that it is packed for.
-    """
-
-    data: Tensor
-    outputs: int
-    width: int
-    config: StreamConfig
+from dllm_kernels.ops.packing import PackedWeight, unpack_data
 
 
 def obstacle(outputs: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -56,38 +36,13 @@ def cut_for(
         rows: of a call.
         outputs, width, dtype: of the weight.
         backend: "cuda" streams wherever the kernel can run, "auto" where it wins, any other never.
-        as_for: cut as for this many rows.
+        as_for: decide and cut as for this many rows instead.
     """
+    rows = as_for or rows
     wanted = backend == "cuda" or (backend == "auto" and wins(rows, outputs, width))
     if not wanted or obstacle(outputs, width, dtype, device) is not None:
         return None
-    return choose(multiprocessors(device), as_for or rows, outputs, width)
-
-
-def pack(weight: Tensor, config: StreamConfig) -> PackedWeight:
-    """Packs a weight [outputs, width]. In its own memory where nothing is padded."""
-    outputs, width = weight.shape
-    o, whole_width = config.outputs, -(-width // config.depth) * config.depth
-    shape = (-(-outputs // o), whole_width // 32, o // 16, 2, 32, 8)
-    packed = weight.view(shape) if weight.numel() == torch.Size(shape).numel() else weight.new_zeros(shape)
-    for tile in range(shape[0]):
-        rows_here = weight[tile * o : (tile + 1) * o]
-        padded = F.pad(rows_here, (0, whole_width - width, 0, o - len(rows_here)))
-        # outputs: (16s, half, g); columns: (32s, t, j, pair, value)
-        parts = padded.view(o // 16, 2, 8, whole_width // 32, 4, 2, 2, 2)
-        packed[tile].copy_(parts.permute(3, 0, 5, 2, 4, 6, 1, 7).reshape(shape[1:]))
-    return PackedWeight(packed, outputs, width, config)
-
-
-def unpack(packed: PackedWeight) -> Tensor:
-    """The weight [outputs, width] that was packed."""
-    return _unpack(packed.data)[: packed.outputs, : packed.width]
-
-
-def _unpack(data: Tensor) -> Tensor:
-    n, k32, n16 = data.shape[:3]
-    parts = data.view(n, k32, n16, 2, 8, 4, 2, 2, 2).permute(0, 2, 7, 4, 1, 5, 3, 6, 8)
-    return parts.reshape(n * n16 * 16, k32 * 32)
+    return choose(multiprocessors(device), rows, outputs, width)
 
 
 def workspace_elements(packed: PackedWeight, rows: int) -> int:
@@ -134,7 +89,12 @@ def reference(
     return y if residual is None else y + residual
 
 
-@implementation("stream_linear", "cuda", cuda_obstacle)
+@implementation(
+    "stream_linear",
+    "cuda",
+    cuda_obstacle,
+    f"bfloat16, up to {MOST_ROWS} rows and {MOST_VALUES:,} values of a weight, the lesser of its dimensions up to {MOST_WIDTH}",
+)
 def _cuda(
     x: Tensor,
     weight: Tensor,
@@ -218,7 +178,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-@implementation("stream_linear", "torch")
+@implementation("stream_linear", "torch", limits="for tests: no plan streams here")
 def _torch(
     x: Tensor,
     weight: Tensor,
@@ -244,16 +204,12 @@ def _torch(
         mean = (means * counts).sum(-1, keepdim=True) / width
         variance = (squares + counts * (means - mean).square()).sum(-1, keepdim=True) / width
         mean, variance = (t.view(*x.shape[:-1], 1) for t in (mean, variance))
-    whole = _unpack(weight)[:outputs, :width]
+    whole = unpack_data(weight)[:outputs, :width]
     wide = None if residual is None else residual.float()
     y = reference(x.float(), whole, bias, column_sums, mean, variance, gate, wide, gelu).to(x.dtype)
     scaled = x.new_empty(0) if next_scale is None else (y * (1 + next_scale)).to(x.dtype)
     chunk = 16 * config[0] * config[2]
     return y, scaled, row_statistics(y, chunk) if with_statistics else x.new_empty(0, dtype=torch.float32)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 @torch.library.custom_op("dllm_kernels::stream_linear", mutates_args=("workspace",))
@@ -372,8 +328,12 @@ def _validate(x, packed, bias, workspace, column_sums, statistics, chunk, gate, 
         raise ValueError(f"the workspace has {workspace.numel()} values; it must have {workspace_elements(packed, rows)}")
     if (column_sums is None) != (statistics is None):
         raise ValueError("column_sums and statistics go together")
-    if statistics is not None and tuple(statistics.shape) != (rows, -(-k // max(chunk, 1)), 2):
-        raise ValueError(f"statistics are {list(statistics.shape)}; they must be [{rows}, {-(-k // max(chunk, 1))}, 2]")
+    chunks = -(-k // max(chunk, 1))
+    if statistics is not None and (
+        tuple(statistics.shape) != (rows, chunks, 2) or statistics.dtype != torch.float32 or not statistics.is_contiguous()
+    ):
+        found = f"{statistics.dtype} {list(statistics.shape)}"
+        raise ValueError(f"statistics are {found}; they must be a contiguous float32 [{rows}, {chunks}, 2]")
     if residual is not None and (
         residual.dtype != torch.bfloat16
         or residual.shape[1:] != (x.shape[1], n)
@@ -385,6 +345,9 @@ def _validate(x, packed, bias, workspace, column_sums, statistics, chunk, gate, 
         if vector is not None and (vector.dtype != torch.float32 or tuple(vector.shape) != (n,) or vector.stride(0) != 1):
             raise ValueError(f"{name} is {vector.dtype} {list(vector.shape)}; it must be a contiguous float32 [{n}]")
     tensors = {"weight": packed.data, "bias": bias, "workspace": workspace, "statistics": statistics, "residual": residual}
+    tensors |= {"x": x, "column_sums": column_sums, "gate": gate, "next_scale": next_scale}
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} and x on {x.device}; they must share a device")
+        if tensor is not None and x.is_cuda and not torch.compiler.is_compiling() and tensor.data_ptr() % 16:
+            raise ValueError(f"{name} is at an address that is not a multiple of 16 bytes")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.extension import cuda_obstacle, load
-from dllm_kernels.kernels.stream import BARRIER_BYTES, MOST_ROWS, SHARED_BYTES, StreamConfig
+from dllm_kernels.kernels.stream import BARRIER_BYTES, MOST_ROWS, MOST_WIDTH, SHARED_BYTES, StreamConfig
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.lm_head import lm_head, validate_shared
-from dllm_kernels.ops.stream_linear import PackedWeight, unpack
+from dllm_kernels.ops.packing import PackedWeight, unpack
 
 FEW_ROWS, MANY_ROWS = StreamConfig((8, 1, 2, 8, 1), 1, 4), StreamConfig((4, 2, 2, 8, 1), 1, 5)
 """The cuts that csrc/kernels/lm_head.cu has code for: blocks of 64 rows by 256 entries, and of 128 by 128."""
@@ -35,11 +35,12 @@ def choose(rows: int, batch_invariant: bool) -> StreamConfig:
 
 
 def cut_for(
-    rows: int, width: int, dtype: torch.dtype, device: torch.device, backend: str, batch_invariant: bool
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, backend: str, as_for: int | None = None
 ) -> StreamConfig | None:
     """The cut to pack a weight [V, width] for, or None where it is not to be streamed: see ops/stream_linear.py."""
-    wanted = backend == "cuda" or (backend == "auto" and rows <= MOST_ROWS)
-    return choose(rows, batch_invariant) if wanted and obstacle(width, dtype, device) is None else None
+    rows = as_for or rows
+    wanted = backend == "cuda" or (backend == "auto" and rows <= MOST_ROWS and width <= MOST_WIDTH)
+    return choose(rows, as_for is not None) if wanted and obstacle(width, dtype, device) is None else None
 
 
 def shared_bytes(config: StreamConfig) -> int:
@@ -53,7 +54,7 @@ def parts(packed_tiles: int, config: StreamConfig, multiprocessors: int, shared_
     return min(packed_tiles, blocks * multiprocessors)
 
 
-@implementation("stream_lm_head", "cuda", cuda_obstacle)
+@implementation("stream_lm_head", "cuda", cuda_obstacle, f"bfloat16, up to {MOST_ROWS} rows and a width of {MOST_WIDTH}")
 def _cuda(hidden, weight, bias, temperature, seed, first_sample, vocab_size: int, config: list[int], logprobs: bool):
     batch, length, width = hidden.shape
     card = torch.cuda.get_device_properties(hidden.device)
@@ -88,7 +89,7 @@ def _cuda(hidden, weight, bias, temperature, seed, first_sample, vocab_size: int
     return tokens, out
 
 
-@implementation("stream_lm_head", "torch")
+@implementation("stream_lm_head", "torch", limits="for tests: no plan streams here")
 def _torch(hidden, weight, bias, temperature, seed, first_sample, vocab_size: int, config: list[int], logprobs: bool):
     whole = unpack(PackedWeight(weight, vocab_size, hidden.shape[-1], _cut(config))).contiguous()
     tokens, out = lm_head(hidden, whole, bias, temperature, seed, first_sample, logprobs, True, "torch")

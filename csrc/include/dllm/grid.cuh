@@ -47,8 +47,9 @@ __device__ __forceinline__ float4 peek(const float4* place) {
     return value;
 }
 
-// Whether a peek saw all that was handed over. Who keeps peeking must be sure that the giver is running or was queued
-// before.
+// Whether a peek saw all that was handed over. Who keeps peeking relies on the giver's running sooner or later: blocks
+// are begun in the order of their numbers, so givers are few neighbours, as many of which must find room on the card at
+// once.
 __device__ __forceinline__ bool complete(float4 peeked) {
     return __float_as_uint(peeked.x) != kEmpty && __float_as_uint(peeked.y) != kEmpty &&
            __float_as_uint(peeked.z) != kEmpty && __float_as_uint(peeked.w) != kEmpty;

@@ -49,7 +49,7 @@ struct Attention {
 void attention(const Attention& call, cudaStream_t stream);
 
 // A folded linear layer: y = act((n(x) W^T) gate + bias) + residual, bfloat16 in and out, everything else float32;
-// meaning and packing: dllm_kernels/ops/stream_linear.py. Null where absent: column_sums
+// meaning: dllm_kernels/ops/stream_linear.py, packing: ops/packing.py. Null where absent: column_sums
 // and statistics [rows, chunks, 2] (of x, in chunks of `chunk` columns; the last may be shorter), gate, residual
 // [residual_rows, outputs] (row r of the output reads row r modulo residual_rows), next_scale [outputs] and
 // scaled_output = y (1 + next_scale), output_statistics [rows, blocks of outputs, 2].
@@ -76,7 +76,7 @@ struct Linear {
 
 void linear(const Linear& call, cudaStream_t stream);
 
-// The lm_head; meaning: dllm_kernels/ops/lm_head.py. weight is packed for a block's outputs (ops/stream_linear.py),
+// The lm_head; meaning: dllm_kernels/ops/lm_head.py. weight is packed for a block's outputs (ops/packing.py),
 // hidden [rows, width] is bfloat16, row r is token r % length of sample r / length; the vocabulary is cut into `parts`,
 // at most as many as there are blocks of outputs. workspace holds 5 values for each row and part, where parts are
 // counted up to a multiple of 4; logprobs may be null.
