@@ -20,9 +20,9 @@ from torch import Tensor
 
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig, extension, tune
 from dllm_kernels.baseline import published_generate, random_model
-from dllm_kernels.kernels import stream
 from dllm_kernels.ops.attention import attention
 from dllm_kernels.ops.packing import pack
+from dllm_kernels.ops.stream_linear import cut_for
 from dllm_kernels.ops.stream_lm_head import choose as choose_lm_head
 from dllm_kernels.ops.stream_lm_head import stream_lm_head
 
@@ -78,7 +78,7 @@ def linear() -> dict:
     multiprocessors, rows = torch.cuda.get_device_properties(CARD).multi_processor_count, []
     for preset in (SMALL, LARGE):
         for outputs, width in tune.shapes(LDLMConfig.preset(preset)):
-            chosen = stream.choose(multiprocessors, 64, outputs, width)
+            chosen = cut_for(64, outputs, width, BF16, CARD, "cuda")
             timed = list(tune.tune_shape(64, outputs, width, CARD, [chosen]))
             rows.append(tune.entry(multiprocessors, 64, outputs, width, timed))
     return {"rows": rows}

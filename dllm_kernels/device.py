@@ -118,3 +118,10 @@ def _wait(device: torch.device) -> None:
 def multiprocessors(device: torch.device) -> int:
     """SMs of a CUDA device; 132, those of an H200, elsewhere."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory in each SM of a CUDA device; those of an H200 elsewhere."""
+    if device.type != "cuda":
+        return 228 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor

@@ -10,14 +10,16 @@ from dllm_kernels.kernels.ahead_of_time import cuobjdump, spill_instructions
 
 INSTRUCTIONS = {
     "HMMA": r"\bHMMA\b",
+    "HGMMA": r"\bHGMMA\b",
     "UBLKCP": r"\bUBLKCP\b",
     "UTMALDG": r"\bUTMALDG\b",
     "LDGSTS.128": r"\bLDGSTS\S*\.128\b",
+    "LDSM.4": r"\bLDSM\.16\.M88\.4\b",
     "LDS.128": r"\bLDS\.128\b",
     "LDG.128": r"\bLDG\S*\.128\b",
 }
-"""The instructions that the sources mean, as regular expressions of SASS: matrix products, bulk and tensor copies, copies and
-loads of 16 bytes."""
+"""The instructions that the sources mean, as regular expressions of SASS: matrix products by a warp and by four, bulk and
+tensor copies, copies of 16 bytes, loads of four tiles and of 16 bytes."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from dllm_kernels.bad_input import user_input
 from dllm_kernels.config import PRESETS, LDLMConfig
+from dllm_kernels.device import multiprocessors, shared_memory
 from dllm_kernels.extension import cuda_obstacle
 from dllm_kernels.kernels import stream
-from dllm_kernels.kernels.stream import StreamConfig, candidates, tiles
+from dllm_kernels.kernels.stream import SHARED_BYTES, StreamConfig, block_bytes, candidates, tiles
 from dllm_kernels.ops.packing import PackedWeight
 from dllm_kernels.ops.stream_linear import empty_workspace, launch, workspace_elements
 from dllm_kernels.report import notes
@@ -49,7 +50,7 @@ def tune_shape(
     yield None, chain_time(rows, outputs, width, count, lambda x, i, y: torch.mm(x, weights[i].T, out=y), device)
     for cut in cuts:
         # The order of the values does not matter to the time, so the weights need no packing.
-        shape = (outputs // cut.outputs, width // 32, cut.outputs // 16, 2, 32, 8)
+        shape = (outputs // cut.outputs, width // 8, cut.outputs, 8)
         packed = [weight.view(shape) for weight in weights]
         workspace = empty_workspace(workspace_elements(PackedWeight(packed[0], outputs, width, cut), rows), device)
 
@@ -59,9 +60,11 @@ def tune_shape(
         yield cut, chain_time(rows, outputs, width, count, streamed, device)
 
 
-def busy_cuts(rows: int, outputs: int, width: int, multiprocessors: int) -> Iterator[StreamConfig]:
+def busy_cuts(
+    rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES
+) -> Iterator[StreamConfig]:
     """The cuts without padding that give most SMs a block or more, with the deepest ring and with half of it."""
-    for config in candidates(rows, outputs, width):
+    for config in candidates(rows, outputs, width, shared_bytes):
         blocks = tiles(config, rows, outputs) * config.slices
         if 0.7 * multiprocessors <= blocks <= 3.1 * multiprocessors and outputs % config.outputs == width % config.depth == 0:
             for stages in sorted({config.stages, max(2, config.stages // 2)}):
@@ -134,14 +137,15 @@ def tune(
             raise ValueError(missing)
     path = stream.TABLE if output is None else output
     table = json.loads(path.read_text()) if path.exists() else {"entries": []}
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    card = multiprocessors(device)
+    shared_bytes = block_bytes(shared_memory(device))
     for outputs, width in shapes(config):
-        cuts = list(busy_cuts(rows, outputs, width, multiprocessors))
+        cuts = list(busy_cuts(rows, outputs, width, card, shared_bytes))
         if not cuts:
             typer.echo(f"{outputs} x {width}: too small or uneven for a cut that fills the card; left to the rule", err=True)
             continue
         with notes.status(f"{outputs} x {width}"), torch.no_grad():
-            new = entry(multiprocessors, rows, outputs, width, list(tune_shape(rows, outputs, width, device, cuts)))
+            new = entry(card, rows, outputs, width, list(tune_shape(rows, outputs, width, device, cuts)))
         new |= {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
         typer.echo(f"{outputs} x {width}: {new['us']} us, the library {new['library_us']} us, {new['tile']}")
         merge(table["entries"], new)

@@ -24,6 +24,8 @@ BUILDS = ROOT / "build" / "emulate"
 COMPILER = shutil.which("g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fno-strict-aliasing", "-ftrivial-auto-var-init=pattern"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+CARDS = {"portable": (), "hopper": ("-DDLLM_HOPPER=true",)}
+"""Flags for what every card has, and with what only Hopper has."""
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
@@ -117,15 +119,15 @@ def build(
     Args:
         paths: sources, from the root of the repository: "csrc/kernels/linear.cu".
         replaced: texts that stand for files, for sources as well as for headers of csrc/include.
-        flags: more of the compiler's, e.g. ("-DNAME=1",).
+        flags: more of the compiler's, for these sources, e.g. ("-DNAME=1",).
         sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
     """
     machine = sorted(str(path.relative_to(ROOT)) for path in (CSRC / "emulate").glob("*.cpp"))
-    flags = [*FLAGS, *(SANITIZERS if sanitize else []), *flags]
-    objects = [_compiled(path, flags, {}) for path in machine]
-    objects += [_compiled(path, flags, replaced or {}) for path in paths]
+    common = [*FLAGS, *(SANITIZERS if sanitize else [])]
+    objects = [_compiled(path, common, {}) for path in machine]
+    objects += [_compiled(path, [*common, *flags], replaced or {}) for path in paths]
     runner = BUILDS / f"runner-{_digest(*map(str, objects))}"
-    return Emulator(_made(runner, lambda target: [COMPILER, *flags, "-o", target, *objects]))
+    return Emulator(_made(runner, lambda target: [COMPILER, *common, "-o", target, *objects]))
 
 
 def _compiled(path: str, flags: list[str], replaced: dict[str, str]) -> Path:

@@ -12,10 +12,12 @@ from tests.numerics import poisoned
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not emulated")
 PRIMITIVES = "csrc/emulate/toys/primitives.cu"
+HOPPER = "csrc/emulate/toys/hopper.cu"
 PIPELINE = "csrc/emulate/toys/pipeline.cu"
 SEEDS = range(8)  # every pair of copies' and launches' extremes; csrc/emulate/machine.cpp, make_policy
 
 ToyPrimitive = call_type("ToyPrimitive", "toy_primitive", PRIMITIVES)
+ToyHopper = call_type("ToyHopper", "toy_hopper", HOPPER)
 ToyPipeline = call_type("ToyPipeline", "toy_pipeline", PIPELINE)
 
 
@@ -29,10 +31,10 @@ def primitive(which: int, output: Tensor, seed: int = 0, input: Tensor | None = 
 
 
 def box(row: int, column: int, seed: int = 0, which: int = 200, **launch: int) -> tuple[Tensor, Tensor]:
-    """The matrix [7, 24] of which a box [4, 16] was copied, and the copy before and after the wait for it."""
-    matrix = torch.arange(1, 7 * 24 + 1).view(7, 24).bfloat16()
-    launch = dict(rows=7, columns=24, shared_bytes=256) | launch
-    output = poisoned(2, 4, 16, dtype=torch.bfloat16)
+    """The matrix [11, 40] of which a box [8, 32] was copied, and the copy before and after the wait for it."""
+    matrix = torch.arange(1, 11 * 40 + 1).view(11, 40).bfloat16()
+    launch = dict(rows=11, columns=40, shared_bytes=1024) | launch
+    output = poisoned(2, 8, 32, dtype=torch.bfloat16)
     return matrix, primitive(which, output, seed, matrix.clone(), row=row, column=column, **launch)
 
 
@@ -47,8 +49,8 @@ def test_the_vocabulary_is_all_there(name):
         text = (emulate.CSRC / folder / f"dllm/{name}.cuh").read_text()
         return set(re.findall(r"^(?:__device__ __forceinline__|inline)? ?\w+\*? (\w+)\(", text, re.MULTILINE))
 
-    # Neither is for kernels: shared_address() serves inline PTX, check() the CUDA runtime.
-    assert functions("include") - {"check", "shared_address"} <= functions("emulate")
+    # None is for kernels: shared_address() serves inline PTX, the others the CUDA runtime.
+    assert functions("include") - {"check", "device_attribute", "shared_address"} <= functions("emulate")
 
 
 def test_mma_is_a_product_of_tiles():
@@ -76,6 +78,13 @@ def test_lanes_exchange_what_they_should(seed):
     ]
     got = primitive(1, torch.full((11, 32), -1, dtype=torch.int32), seed)
     assert torch.equal(got.long() & 0xFFFFFFFF, torch.stack(expected))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_warp_loads_four_tiles(seed):
+    tiles = torch.arange(4 * 8 * 8, dtype=torch.int16).view(4, 8, 4, 2)
+    got = primitive(8, torch.full((32, 4, 2), -1, dtype=torch.int16), seed, tiles, shared_bytes=512)
+    assert torch.equal(got, tiles.permute(1, 2, 0, 3).reshape(32, 4, 2))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -108,19 +117,23 @@ def test_a_bulk_copy_lands_between_issue_and_wait():
     assert before == {"nan", "0.0"} and after == {15.0, 99.0}
 
 
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 8), (3, 8), (5, 16), (-2, 4), (1, -8), (7, 0), (0, 24), (-4, -16)])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 8), (3, 8), (5, 16), (-2, 4), (1, -8), (11, 0), (0, 40), (-8, -32)])
 def test_a_tensor_copy_is_a_box_with_zeros_around_the_matrix(row, column):
     before, after = set(), set()
+    r, piece = torch.arange(8).unsqueeze(1), torch.arange(4)
     for seed in SEEDS:
         matrix, got = box(row, column, seed)
-        padded = torch.nn.functional.pad(matrix, (16, 16, 4, 4))
-        expected = padded[row + 4 : row + 8, column + 16 : column + 32]
-        last = expected == matrix[-1, -1]
-        assert torch.equal(got[1].masked_fill(last, 0), expected.masked_fill(last, 0))
+        padded = torch.nn.functional.pad(matrix, (32, 32, 8, 8))
+        expected = padded[row + 8 : row + 16, column + 32 : column + 64]
+        landed = got[1].view(8, 4, 8)[r, piece ^ r // 2 % 4].view(8, 32)
+        if row in (3, 5):
+            last = 10 - row, 39 - column
+            after.add(landed[last].item())
+            landed[last] = matrix[-1, -1]
+        assert torch.equal(landed, expected)
         before.add(got[0, 0, 0].isnan().item())
-        after |= {value.item() for value in got[1][last]}
     assert before == {True, False}
-    assert after == ({168.0, 99.0} if row in (3, 5) else set())
+    assert after == ({440.0, 99.0} if row in (3, 5) else set())
 
 
 def test_threads_run_in_an_order_that_the_seed_decides():
@@ -168,12 +181,15 @@ def test_fresh_shared_memory_is_nan():
         (118, "this lane is not in the mask of its __syncwarp"),
         (120, "a value is handed over at a place that is not empty"),
         (121, "a place is cleared before its value is there"),
+        (122, "a row of load_tiles is not aligned to 16"),
+        (123, "a row of load_tiles lies outside of the block's shared memory"),
+        (124, "load_tiles needs all 32 lanes"),
         (119, "primitive never called wait_for_predecessors()"),
     ],
 )
 def test_a_broken_rule_is_reported(which, message):
-    output, input = torch.zeros(128) if which == 120 else empty(128), torch.zeros(256 if which == 117 else 16)
-    threads, shared_bytes = 1 if 103 <= which <= 116 else 32, 96 if which == 107 else 80
+    output, input = torch.zeros(128) if which == 120 else empty(128), torch.zeros(256 if which >= 117 else 16)
+    threads, shared_bytes = 1 if 103 <= which <= 116 else 32, {107: 96, 122: 512, 123: 512, 124: 512}.get(which, 80)
     with pytest.raises(EmulationError, match=message):
         primitive(which, output, input=input, threads=threads, shared_bytes=shared_bytes)
 
@@ -181,12 +197,12 @@ def test_a_broken_rule_is_reported(which, message):
 @pytest.mark.parametrize(
     ("which", "launch", "message"),
     [
-        (201, dict(shared_bytes=272), "the target of a tensor copy is not aligned to 128"),
+        (201, {}, "the target of a tensor copy is not aligned to 512"),
         (202, {}, "more bytes landed on an mbarrier than its phase expected"),
         (203, {}, r"this is no map of tensor_map\(\)"),
-        (200, dict(shared_bytes=240), "the target of a tensor copy lies outside of the block's shared memory"),
-        (200, dict(rows=8), "a copy of 384 bytes reads what is not allocated from byte 336 on"),
-        (200, dict(columns=12), "the driver made no tensor map of a matrix of 7 x 12 values"),
+        (200, dict(shared_bytes=1008), "the target of a tensor copy lies outside of the block's shared memory"),
+        (200, dict(rows=12), "a copy of 960 bytes reads what is not allocated from byte 880 on"),
+        (200, dict(columns=12), "the driver made no tensor map of a matrix of 11 x 12 values"),
         (200, dict(rows=0), "the driver made no tensor map"),
     ],
 )
@@ -200,6 +216,92 @@ def test_a_launch_that_the_hardware_refuses():
     for launch in (dict(shared_bytes=99 * 1024 + 16), dict(blocks=0), dict(threads=1025)):
         with pytest.raises(EmulationError, match="primitive could not be launched"):
             primitive(6, torch.zeros(32), **launch)
+    for launch in (dict(blocks=4, cluster=3), dict(blocks=18, cluster=9), dict(cluster=0)):
+        with pytest.raises(EmulationError, match="cluster could not be launched"):
+            hopper(200, torch.zeros(32), **launch)
+
+
+def hopper(which: int, output: Tensor, seed: int = 0, **call) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices x [64, 16] and y [64, 32], and what a kernel of hopper.cu leaves in `output`."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randint(-8, 9, (64, columns), generator=generator).float() for columns in (16, 32))
+    packed = x.view(64, 2, 8).transpose(0, 1).contiguous().bfloat16()
+    call = dict(blocks=1, cluster=1, threads=128, counter=None) | call
+    emulate.build(HOPPER).run(ToyHopper(x=packed, y=y.bfloat16(), output=output, which=which, **call), seed=seed)
+    return x, y, output
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_product_of_a_warpgroup_completes_between_issue_and_wait(which):
+    changed = set()
+    for seed in SEEDS:
+        x, y, got = hopper(which, poisoned(2, 64, 32 if which else 64, dtype=torch.float32), seed)
+        late = torch.cat((torch.tensor([99.0]), x.flatten()[1:])).view(64, 16)
+        products = [1 + (y[:, 16:] @ a[:32].T if which else a @ y[:, :16].T) for a in (x, late)]
+        assert got[0].isnan().all()
+        # Each warp reads in its own time.
+        warps = list(zip(got[1].split(16), *(product.split(16) for product in products), strict=True))
+        assert all(torch.equal(c, early) or torch.equal(c, late) for c, early, late in warps)
+        changed |= {torch.equal(c, late) for c, early, late in warps if not torch.equal(early, late)}
+    assert changed == {True, False}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_wait_is_for_what_was_committed(seed):
+    x, y, (both, before, after) = hopper(2, poisoned(3, 64, 64, dtype=torch.float32), seed)
+    first, second = x @ y[:, :16].T, x @ y[:, 16:].T
+    assert torch.equal(both, first + second) and before.isnan().all() and torch.equal(after, first)
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 4])
+def test_blocks_of_a_cluster_read_each_other(cluster):
+    blocks, threads, early = 8, 40, 0
+    for seed in SEEDS:
+        counter = torch.zeros(2 * blocks * threads + blocks, dtype=torch.int32)
+        call = dict(blocks=blocks, cluster=cluster, threads=threads, counter=counter)
+        _, _, got = hopper(200, poisoned(blocks, cluster, dtype=torch.float32), seed, **call)
+        of_cluster = torch.arange(1.0, blocks + 1).view(-1, 1, cluster)
+        assert torch.equal(got, of_cluster.expand(-1, cluster, -1).reshape(blocks, cluster))
+        arrived, waited = counter[: 2 * blocks * threads].chunk(2)
+        assert waited.eq(cluster * threads).all()
+        early += arrived.lt(cluster * threads).sum().item()
+    assert early > 0
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        (100, r"warpgroup_mma\(\) without warpgroup_begin\(\)"),
+        (101, "a thread ends while products of its warpgroup were not waited for"),
+        (102, "a thread ends while products of its warpgroup were not waited for"),
+        (103, r"c is written between warpgroup_mma\(\) and the wait for it"),
+        (104, "warps of a warpgroup are in different places"),
+        (105, "some warps of a warpgroup never came to warpgroup_begin"),
+        (106, "warps of a warpgroup have different operands"),
+        (107, "lanes of a warp have different operands"),
+        (108, "a warpgroup has four warps"),
+        (109, "an operand is not aligned to 128"),
+        (110, "the step of an operand is not a multiple of 128"),
+        (111, "eight rows of a box is not aligned to 512"),
+        (112, "an operand lies outside of the block's shared memory"),
+        (113, r"this is no operand of operand\(\) or operand_in_box\(\)"),
+        (114, "warpgroup_begin needs all 32 lanes"),
+        (115, r"warpgroup_mma\(\) without warpgroup_begin\(\)"),
+        (210, r"the memory of a peer is read before cluster_arrive\(\) of all"),
+        (211, r"the memory of a peer is read before cluster_arrive\(\) of all"),
+        (212, "the memory of a peer that has ended is read"),
+        (213, "a thread arrives at its cluster's barrier again"),
+        (214, r"cluster_wait\(\) without cluster_arrive\(\)"),
+        (215, r"a thread ends between cluster_arrive\(\) and cluster_wait\(\)"),
+        (216, "the cluster has no block 2"),
+        (217, "what a peer is read for lies outside of the block's shared memory"),
+        (218, r"deadlock: .*\n(.*\n)*.* waits for its cluster"),
+    ],
+)
+def test_a_broken_rule_of_hopper_is_reported(which, message):
+    with pytest.raises(EmulationError, match=message):
+        for seed in SEEDS:
+            hopper(which, torch.zeros(4), seed, blocks=2, cluster=2, threads=96 if which == 108 else 128)
 
 
 def pipeline(runner: emulate.Emulator, seed: int) -> bool:

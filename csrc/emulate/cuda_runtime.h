@@ -16,6 +16,11 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
+// Whether kernels are compiled for what only Hopper has: clusters, products of warpgroups.
+#ifndef DLLM_HOPPER
+#define DLLM_HOPPER false
+#endif
+
 struct uint3 {
     unsigned x, y, z;
 };

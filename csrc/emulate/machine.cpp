@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint32_t kSharedBytes = 99 * 1024;  // what a block may have on sm_120
 constexpr uint32_t kThreadsAtOnce = 8192;     // a stack each
+constexpr uint32_t kMostClustered = 8;        // blocks of a cluster on every card that has them
 
 std::vector<Launch> queue;
 std::vector<Block*> alive;
@@ -49,18 +50,21 @@ void begin_thread() {
     launch.call(launch.arguments.get());
 }
 
-void start_block() {
+void start_block(const std::shared_ptr<Cluster>& cluster) {
     Launch& launch = queue[next_launch];
     void* shared = nullptr;
     if (launch.shared_bytes) {
-        if (posix_memalign(&shared, 128, launch.shared_bytes) != 0) std::abort();
+        if (posix_memalign(&shared, 1024, launch.shared_bytes) != 0) std::abort();
         std::memset(shared, 0xFF, launch.shared_bytes);
     }
     auto* const block = new Block{.launch = &launch,
                                   .launch_number = next_launch,
                                   .index = position(launch.started++, launch.grid),
                                   .shared = static_cast<char*>(shared),
-                                  .alive = launch.threads};
+                                  .alive = launch.threads,
+                                  .cluster = cluster};
+    cluster->blocks.push_back(block);
+    cluster->alive += launch.threads;
     for (uint32_t i = 0; i < launch.threads; ++i) {
         if (i % 32 == 0) {
             block->warps.push_back(std::make_unique<Warp>(Warp{.block = block, .slow = chance(habits.slow)}));
@@ -75,31 +79,42 @@ void start_block() {
         thread->lane = i % 32;
         thread->group = 0;
         thread->peeking = false;
+        thread->arrived = false;
         thread->fiber.start(begin_thread);
         warp->lanes[i % 32] = thread;
         warp->alive |= 1u << i % 32;
         block->threads.push_back(thread);
     }
+    block->warpgroups.resize(launch.threads / 128);
     for (Thread* thread : block->threads) wake(thread);
     alive.push_back(block);
+}
+
+void start_cluster() {
+    const Launch& launch = queue[next_launch];
+    const auto cluster = std::make_shared<Cluster>();
+    for (uint32_t i = 0; i < launch.cluster; ++i) start_block(cluster);
     if (launch.started == launch.blocks) ++next_launch;
 }
 
-bool may_start_block() {
-    if (next_launch == queue.size() || alive.size() >= habits.residency) return false;
-    const uint32_t threads = queue[next_launch].threads;
+bool may_start_cluster() {
+    if (next_launch == queue.size()) return false;
+    const Launch& launch = queue[next_launch];
+    const size_t blocks = alive.size() + launch.cluster;
     // At least 16: blocks of a group that wait for each other are alive together.
-    if (alive.size() >= std::max(16u, kThreadsAtOnce / threads)) return false;
+    if (blocks > habits.residency || blocks > std::max(16u, kThreadsAtOnce / launch.threads)) return false;
     return next_launch == 0 || queue[next_launch - 1].triggered == queue[next_launch - 1].blocks;
 }
 
 void end_block(Block* block) {
     check_copies_at_end(*block);
+    check_warpgroups_at_end(*block);
     Launch& launch = *block->launch;
     if (!block->triggered) ++launch.triggered;
     const uint64_t number = block->launch_number;
     for (Thread* thread : block->threads) idle_threads.emplace_back(thread);
     std::erase(alive, block);
+    std::ranges::replace(block->cluster->blocks, block, nullptr);
     std::free(block->shared);
     delete block;
     last = nullptr;
@@ -112,6 +127,8 @@ void end_thread(Thread* thread) {
     thread->warp->alive &= ~(1u << thread->lane);
     --block->alive;
     leave_collectives(*thread);
+    leave_cluster(*thread);
+    check_products_at_end(*thread);
     if (block->alive == 0) end_block(block);
 }
 
@@ -240,10 +257,11 @@ Policy make_policy(uint64_t seed) {
 void enqueue(Launch launch) {
     launch.blocks = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
     if (launch.blocks == 0 || launch.grid.y > 65535 || launch.grid.z > 65535 || launch.threads == 0 ||
-        launch.threads > 1024 || launch.shared_bytes > kSharedBytes) {
-        fail(launch.kernel + " could not be launched: grid " + name(launch.grid) + ", " +
-             std::to_string(launch.threads) + " threads, " + std::to_string(launch.shared_bytes) +
-             " bytes of shared memory");
+        launch.threads > 1024 || launch.shared_bytes > kSharedBytes || launch.cluster == 0 ||
+        launch.cluster > kMostClustered || launch.grid.x % launch.cluster) {
+        fail(launch.kernel + " could not be launched: grid " + name(launch.grid) + " in clusters of " +
+             std::to_string(launch.cluster) + ", " + std::to_string(launch.threads) + " threads, " +
+             std::to_string(launch.shared_bytes) + " bytes of shared memory");
     }
     queue.push_back(std::move(launch));
 }
@@ -252,13 +270,13 @@ void run(uint64_t seed) {
     state = seed;
     habits = make_policy(seed);
     for (;;) {
-        if (may_start_block() && chance(habits.start)) start_block();
+        if (may_start_cluster() && chance(habits.start)) start_cluster();
         if (chance(habits.land)) land_some_copy();
         if (chance(habits.land)) land_some_store();
         if (Warp* const warp = pick_warp()) {
             resume(warp);
-        } else if (may_start_block()) {
-            start_block();
+        } else if (may_start_cluster()) {
+            start_cluster();
         } else if (!land_a_copy_of_any_block() && !land_some_store() && !release_held()) {
             break;
         }

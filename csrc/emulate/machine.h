@@ -5,14 +5,15 @@
 // one ahead of it is still running (programmatic dependent launch). Asynchronous copies land at a seeded time between
 // issue and the wait for them. The seed also sets habits (Policy) that push each of these to its extremes.
 //
-// Modelled: mbarriers, bulk and tensor copies, cp.async, warp collectives, mma fragments, dependent launches, values
-// handed over between blocks, which arrive late and in parts; memory that nobody wrote is NaN. Not modelled: weak
-// memory (any other store is seen by all at once and in order, fences do nothing), named barriers, clusters, timing,
-// the rounding inside the matrix unit, fused multiply-adds.
+// Modelled: mbarriers, bulk and tensor copies, cp.async, warp collectives, mma fragments, products of warpgroups,
+// clusters, dependent launches, values handed over between blocks, which arrive late and in parts; memory that nobody
+// wrote is NaN. Not modelled: weak memory (any other store is seen by all at once and in order, fences do nothing),
+// named barriers, timing, the rounding inside the matrix unit, fused multiply-adds.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <source_location>
@@ -31,6 +32,7 @@ struct Block;
 struct Launch {
     std::string kernel;
     dim3 grid;
+    uint32_t cluster;  // blocks of one
     uint32_t threads, shared_bytes;
     void (*call)(const void* arguments);
     std::shared_ptr<const void> arguments;
@@ -66,6 +68,8 @@ struct Thread {
     uint64_t group;                     // of the copies that follow
     std::vector<const float4*> peeked;  // places seen incomplete, at none of which anything landed since
     bool peeking;                       // parked until something lands at one of them
+    bool arrived;                       // at the cluster's barrier, and did not wait yet
+    uint64_t cluster_phase;             // in which it arrived
 };
 
 // Lanes that meet: each leaves a pointer to what it brings, the last one works for all.
@@ -77,6 +81,16 @@ struct Meeting {
     void* operands[32] = {};
 };
 
+// A product of a warpgroup, as far as one of its warps has it. From issue to completion c is NaN.
+struct Product {
+    uint64_t a, b;  // operands
+    uint32_t tiles;
+    float* c[32] = {};               // of each lane
+    std::vector<float> before = {};  // what c was, if no product before this one has the same
+    std::vector<float> values = {};  // [16][8 tiles], once the operands are read
+    bool committed = false;
+};
+
 struct Warp {
     Block* block;
     uint32_t alive = 0, ready = 0;  // a bit a lane
@@ -84,6 +98,31 @@ struct Warp {
     size_t place = 0;  // in the list of warps that are ready
     Thread* lanes[32] = {};
     std::vector<Meeting> meetings = {};
+    std::vector<Product> products = {};
+    bool begun = false;       // warpgroup_begin() since products were waited for
+    uint64_t operations = 0;  // done with its warpgroup
+};
+
+// Four warps do the same one after the other, each in its own time.
+struct Operation {
+    const char* what;
+    Where where;
+    uint64_t a, b;
+    uint32_t missing = 4;  // warps
+};
+
+struct Warpgroup {
+    std::deque<Operation> operations = {};  // that some of the warps did not come to yet
+    uint64_t passed = 0;                    // operations before those
+};
+
+// Neighbouring blocks, which start together.
+struct Cluster {
+    std::vector<Block*> blocks = {};          // null: ended
+    uint32_t alive = 0, arrived = 0;          // threads
+    uint64_t phase = 0;                       // of its barrier
+    bool relaxed = false, published = false;  // an arrival of this phase; some phase had none such
+    std::vector<Thread*> waiting = {};
 };
 
 struct BarrierState {
@@ -102,8 +141,10 @@ struct Block {
     uint3 index;
     char* shared;
     uint32_t alive;  // threads
+    std::shared_ptr<Cluster> cluster;
     std::vector<Thread*> threads = {};
     std::vector<std::unique_ptr<Warp>> warps = {};
+    std::vector<Warpgroup> warpgroups = {};
     std::vector<BarrierState> barriers = {};
     std::vector<Thread*> at_barrier = {};  // __syncthreads
     Where barrier_where = {};
@@ -152,6 +193,9 @@ void land_some_copy();
 bool land_a_copy_of_any_block();
 void check_copies_at_end(const Block& block);
 void leave_collectives(Thread& thread);
+void leave_cluster(Thread& thread);
+void check_products_at_end(const Thread& thread);
+void check_warpgroups_at_end(const Block& block);
 bool land_some_store();
 bool release_held();
 void launch_finished(uint64_t number);

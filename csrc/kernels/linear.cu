@@ -19,19 +19,24 @@ constexpr float kEpsilon = 1e-5f;
 // Places that a thread watches at once when it takes others' sums.
 constexpr int kPeeks = 8;
 
-// Shared memory: barriers, the block's part of four vectors, the ring; later in the ring's place the result (float32,
-// rows a few banks apart) and the residual.
+// Blocks of a cluster at most, on every card that has them.
+constexpr uint32_t kMostClustered = 8;
+
+// Shared memory: barriers, the mean and 1 / std of the own rows, the block's part of four vectors, the own rows of the
+// residual, the ring; later in the ring's place the result (float32, rows a few banks apart).
 template <typename Tile>
 struct Layout {
     static constexpr int kPitch = Tile::kOutputs + 4;
-    static constexpr int kVectors = Tile::kBarrierBytes;
-    static constexpr int kRing = (kVectors + 4 * Tile::kOutputs * 4 + 127) / 128 * 128;
+    static constexpr int kMoments = Tile::kBarrierBytes;
+    static constexpr int kVectors = kMoments + Tile::kRows * 8;
+    static constexpr int kResidual = kVectors + 4 * Tile::kOutputs * 4;
     // Rows that one slice owns at most.
     static __host__ __device__ int most_rows(int slices) { return (Tile::kRows / 8 + slices - 1) / slices * 8; }
-    static __host__ __device__ int residual(int slices) { return kRing + most_rows(slices) * kPitch * 4; }
+    static __host__ __device__ int ring(int slices, bool with_residual) {
+        return (kResidual + (with_residual ? most_rows(slices) * Tile::kOutputs * 2 : 0) + 511) / 512 * 512;
+    }
     static int bytes(int stages, int slices, bool with_residual) {
-        const int after = residual(slices) + (with_residual ? most_rows(slices) * Tile::kOutputs * 2 : 0);
-        return std::max(kRing + stages * Tile::kStageBytes, after);
+        return ring(slices, with_residual) + std::max(Tile::ring_bytes(stages), Tile::kRows * kPitch * 4);
     }
 };
 
@@ -90,14 +95,19 @@ __device__ __forceinline__ void take(float4* place, uint32_t stride, uint32_t sl
     }
 }
 
+// Blocks of an SM: two, but one where half of the registers are too few for what each warp multiplies for itself.
 template <typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
+constexpr int kBlocks = Tile::kWarpgroup || Tile::kWarps <= 8 ? 2 : 1;
+
+template <typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
     linear_kernel(const Linear call, const __grid_constant__ TensorMap input) {
     using Place = Layout<Tile>;
     constexpr int kPieces = Tile::kOutputs / 16, kQuads = (Tile::kOutputs + 127) / 128;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t slices = gridDim.x, slice = blockIdx.x, column_block = blockIdx.y;
     const uint32_t first_row = blockIdx.z * Tile::kRows, first_output = column_block * Tile::kOutputs;
+    const uint32_t column_blocks = (call.outputs - 1) / Tile::kOutputs + 1;
     const uint32_t rows = min(static_cast<uint32_t>(Tile::kRows), call.rows - first_row);
     const uint32_t outputs = min(static_cast<uint32_t>(Tile::kOutputs), call.outputs - first_output);
     const uint32_t stages = (call.width + Tile::kDepth - 1) / Tile::kDepth;
@@ -130,33 +140,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     const uint32_t tiles = (rows + 7) / 8, own_begin = tiles * slice / slices, own_end = tiles * (slice + 1) / slices;
     const uint32_t own_rows = min(own_end * 8, rows) - min(own_begin * 8, rows);
 
-    WeightStream<Tile> stream(source, call.ring_stages, reinterpret_cast<Barrier*>(shared_memory()),
-                              shared_memory() + Place::kRing);
-    Sums<Tile> sums = {};
-    stream.next(sums);
+    char* const ring = shared_memory() + Place::ring(slices, call.residual);
+    WeightStream<Tile> stream(source, call.ring_stages, reinterpret_cast<Barrier*>(shared_memory()), ring);
 
-    // [slice][row tile][piece of 16 outputs][lane]
-    constexpr uint32_t kSlice = Tile::kRows / 8 * kPieces * 32;
-    float4* const workspace = reinterpret_cast<float4*>(call.workspace) +
-                              static_cast<size_t>(blockIdx.z * gridDim.y + column_block) * slices * kSlice;
-    const uint32_t first_tile = Tile::warp_m() * Tile::kTiles, first_piece = Tile::warp_n() * Tile::kSixteens;
-    if (slices > 1) {
-        float4* const place = workspace + slice * kSlice + (first_tile * kPieces + first_piece) * 32 + lane;
-#pragma unroll
-        for (int n = 0; n < Tile::kTiles; ++n) {
-            if (first_tile + n < tiles) {
-#pragma unroll
-                for (int i = 0; i < Tile::kSixteens; ++i) {
-                    hand_over(place + (n * kPieces + i) * 32,
-                              {sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]});
-                }
-            }
-        }
-    }
-    __syncthreads();
-
-    float* const result = reinterpret_cast<float*>(shared_memory() + Place::kRing);
-    bf16* const residual = reinterpret_cast<bf16*>(shared_memory() + Place::residual(slices));
+    // What the end needs of the predecessors, while the first input is under way.
+    bf16* const residual = reinterpret_cast<bf16*>(shared_memory() + Place::kResidual);
     if (call.residual) {
         for (uint32_t piece = threadIdx.x; piece < own_rows * (Tile::kOutputs / 8); piece += Tile::kThreads) {
             const uint32_t row = piece / (Tile::kOutputs / 8), output = piece % (Tile::kOutputs / 8) * 8;
@@ -170,24 +158,52 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
         }
     }
     copies_commit();
+    float2* const moments = reinterpret_cast<float2*>(shared_memory() + Place::kMoments);
+    for (uint32_t row = warp; row < own_rows; row += Tile::kWarps) {
+        float2 of_row{0, 1};
+        if (call.column_sums) {
+            const size_t token = first_row + own_begin * 8 + row;
+            of_row = merge_statistics(reinterpret_cast<const float2*>(call.statistics) + token * call.chunks,
+                                      call.chunks, call.chunk, call.width, lane);
+        }
+        if (lane == 0) moments[row] = of_row;
+    }
+
+    Sums<Tile> sums = {};
+    stream.next(sums);
+
+    // [slice][row tile][piece of 16 outputs][lane]
+    constexpr uint32_t kSlice = Tile::kRows / 8 * kPieces * 32;
+    float4* const workspace = reinterpret_cast<float4*>(call.workspace) +
+                              static_cast<size_t>(blockIdx.z * column_blocks + column_block) * slices * kSlice;
+    const uint32_t first_tile = Tile::warp_m() * Tile::kTiles, first_piece = Tile::warp_n() * Tile::kSixteens;
+    const bool through_memory = !kClusters && slices > 1;
+    if (through_memory) {
+        float4* const place = workspace + slice * kSlice + (first_tile * kPieces + first_piece) * 32 + lane;
+#pragma unroll
+        for (int n = 0; n < Tile::kTiles; ++n) {
+            if (first_tile + n < tiles) {
+#pragma unroll
+                for (int i = 0; i < Tile::kSixteens; ++i) {
+                    hand_over(place + (n * kPieces + i) * 32,
+                              {sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]});
+                }
+            }
+        }
+    }
+    copies_wait<0>();
+
+    float* const result = reinterpret_cast<float*>(ring);
     // A lane's values of a piece: two rows of outputs 0 and 8.
     const auto store = [&](uint32_t tile, uint32_t piece, const float4& value) {
         float* const at = result + (tile * 8 + lane % 4 * 2) * Place::kPitch + piece * 16 + lane / 4;
         at[0] = value.x, at[Place::kPitch] = value.y, at[8] = value.z, at[Place::kPitch + 8] = value.w;
     };
-    if (slices == 1) {
-#pragma unroll
-        for (int n = 0; n < Tile::kTiles; ++n) {
-#pragma unroll
-            for (int i = 0; i < Tile::kSixteens; ++i) {
-                store(first_tile + n, first_piece + i, {sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]});
-            }
-        }
-    } else {
+    if (through_memory) {
         // Items are the pieces of the own row tiles: neighbours in the workspace, one a warp at a time.
-        const uint32_t items = (own_end - own_begin) * kPieces;
-        float4* const own = workspace + own_begin * kPieces * 32 + lane;
-        uint32_t item = warp;
+        const uint32_t items = own_end * kPieces;
+        float4* const own = workspace + lane;
+        uint32_t item = own_begin * kPieces + warp;
         for (; item + Tile::kWarps < items; item += 2 * Tile::kWarps) {
             float4 total[2] = {};
             take<2, Tile::kThreads>(own + item * 32, kSlice, slices, total);
@@ -199,30 +215,57 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
             take<1, Tile::kThreads>(own + item * 32, kSlice, slices, total);
             store(item / kPieces, item % kPieces, total[0]);
         }
+    } else {
+#pragma unroll
+        for (int n = 0; n < Tile::kTiles; ++n) {
+#pragma unroll
+            for (int i = 0; i < Tile::kSixteens; ++i) {
+                store(first_tile + n, first_piece + i, {sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]});
+            }
+        }
     }
-    copies_wait<0>();
-    __syncthreads();
+    if (kClusters && slices > 1) {
+        cluster_arrive();
+        cluster_wait();
+    } else {
+        __syncthreads();
+    }
+    // The sum of all slices, in their order.
+    const auto product_at = [&](const float* place) {
+        if (!kClusters || slices == 1) return *reinterpret_cast<const float4*>(place);
+        float4 total{};
+        for (uint32_t first = 0; first < slices; first += 4) {
+            float4 parts[4];
+#pragma unroll
+            for (uint32_t s = 0; s < 4; ++s) {
+                if (first + s < slices) parts[s] = read_peer(reinterpret_cast<const float4*>(place), first + s);
+            }
+#pragma unroll
+            for (uint32_t s = 0; s < 4; ++s) {
+                if (first + s < slices) {
+                    total = {total.x + parts[s].x, total.y + parts[s].y, total.z + parts[s].z, total.w + parts[s].w};
+                }
+            }
+        }
+        return total;
+    };
 
     for (uint32_t row = warp; row < own_rows; row += Tile::kWarps) {
         const size_t token = first_row + own_begin * 8 + row;
-        float2 moments{0, 1};
-        if (call.column_sums) {
-            moments = merge_statistics(reinterpret_cast<const float2*>(call.statistics) + token * call.chunks,
-                                       call.chunks, call.chunk, call.width, lane);
-        }
+        const float2 mean_and_factor = moments[row];
         float written[kQuads][4], total = 0;
 #pragma unroll
         for (int quad = 0; quad < kQuads; ++quad) {
             const uint32_t output = quad * 128 + lane * 4;
             const bool real = output < outputs;
             const float* const at = vectors + (real ? output : 0);
-            const float4 product = *reinterpret_cast<const float4*>(result + row * Place::kPitch + (real ? output : 0));
+            const float4 product = product_at(result + (own_begin * 8 + row) * Place::kPitch + (real ? output : 0));
             const float4 bias = *reinterpret_cast<const float4*>(at);
             const float4 column_sums = *reinterpret_cast<const float4*>(at + Tile::kOutputs);
-            float value[4] = {moments.y * (product.x - moments.x * column_sums.x),
-                              moments.y * (product.y - moments.x * column_sums.y),
-                              moments.y * (product.z - moments.x * column_sums.z),
-                              moments.y * (product.w - moments.x * column_sums.w)};
+            float value[4] = {mean_and_factor.y * (product.x - mean_and_factor.x * column_sums.x),
+                              mean_and_factor.y * (product.y - mean_and_factor.x * column_sums.y),
+                              mean_and_factor.y * (product.z - mean_and_factor.x * column_sums.z),
+                              mean_and_factor.y * (product.w - mean_and_factor.x * column_sums.w)};
             if (call.gate) {
                 const float4 gate = *reinterpret_cast<const float4*>(at + 2 * Tile::kOutputs);
                 value[0] *= gate.x, value[1] *= gate.y, value[2] *= gate.z, value[3] *= gate.w;
@@ -272,23 +315,35 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
             }
             squares = warp_sum(squares);
             if (lane == 0) {
-                reinterpret_cast<float2*>(call.output_statistics)[token * gridDim.y + column_block] = {mean, squares};
+                reinterpret_cast<float2*>(call.output_statistics)[token * column_blocks + column_block] = {mean,
+                                                                                                           squares};
             }
         }
+    }
+    if (kClusters && slices > 1) {
+        // Others may still be reading this block's memory.
+        cluster_arrive_relaxed();
+        cluster_wait();
     }
 }
 
 template <typename Tile>
 void launch_linear(const Linear& call, cudaStream_t stream) {
     // A ring of one would wait for what it loads afterwards.
-    if (call.ring_stages < 2 || call.ring_stages > Tile::kMostStages || call.slices == 0) {
-        throw std::invalid_argument("linear takes rings of 2 to 16 stages and at least one slice");
+    const uint32_t stages = (call.width - 1) / Tile::kDepth + 1;
+    if (call.ring_stages < 2 || call.ring_stages > Tile::kMostStages || call.slices == 0 || call.slices > stages) {
+        throw std::invalid_argument("linear takes rings of 2 to 16 stages, and slices of at least a stage");
+    }
+    const bool clusters = call.slices > 1 && has_clusters();
+    if (clusters && call.slices > kMostClustered) {
+        throw std::invalid_argument("linear takes at most 8 slices on this card");
     }
     const uint32_t row_blocks = (call.rows - 1) / Tile::kRows + 1;
     const uint32_t column_blocks = (call.outputs - 1) / Tile::kOutputs + 1;
-    launch("linear", linear_kernel<Tile>, dim3(call.slices, column_blocks, row_blocks), Tile::kThreads,
+    launch("linear", linear_kernel<Tile>,
+           Grid(dim3(call.slices, column_blocks, row_blocks), clusters ? call.slices : 1), Tile::kThreads,
            Layout<Tile>::bytes(call.ring_stages, call.slices, call.residual != nullptr), stream, call,
-           tensor_map(call.input, call.rows, call.width, Tile::kRows, 32));
+           tensor_map(call.input, call.rows, call.width, Tile::kRows));
 }
 
 }  // namespace
@@ -298,14 +353,14 @@ void linear(const Linear& call, cudaStream_t stream) {
         return call.warps_n == n && call.warps_m == m && call.sixteens == sixteens && call.tiles == tiles &&
                call.deep == deep;
     };
+    if (is(8, 1, 1, 8, 2)) return launch_linear<StreamTile<8, 1, 1, 8, 2>>(call, stream);
     if (is(8, 1, 2, 8, 1)) return launch_linear<StreamTile<8, 1, 2, 8, 1>>(call, stream);
-    if (is(6, 1, 2, 8, 1)) return launch_linear<StreamTile<6, 1, 2, 8, 1>>(call, stream);
-    if (is(4, 2, 2, 4, 2)) return launch_linear<StreamTile<4, 2, 2, 4, 2>>(call, stream);
+    if (is(4, 1, 1, 8, 2)) return launch_linear<StreamTile<4, 1, 1, 8, 2>>(call, stream);
     if (is(4, 1, 2, 8, 2)) return launch_linear<StreamTile<4, 1, 2, 8, 2>>(call, stream);
-    if (is(2, 2, 2, 4, 2)) return launch_linear<StreamTile<2, 2, 2, 4, 2>>(call, stream);
     if (is(4, 2, 1, 4, 2)) return launch_linear<StreamTile<4, 2, 1, 4, 2>>(call, stream);
-    if (is(4, 4, 2, 4, 1)) return launch_linear<StreamTile<4, 4, 2, 4, 1>>(call, stream);
+    if (is(4, 2, 2, 4, 2)) return launch_linear<StreamTile<4, 2, 2, 4, 2>>(call, stream);
     if (is(4, 2, 2, 8, 1)) return launch_linear<StreamTile<4, 2, 2, 8, 1>>(call, stream);
+    if (is(4, 4, 2, 4, 1)) return launch_linear<StreamTile<4, 4, 2, 4, 1>>(call, stream);
     throw std::invalid_argument("linear has no code for this shape of warps");
 }
 

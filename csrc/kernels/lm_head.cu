@@ -25,10 +25,9 @@ constexpr uint32_t kWholeWarp = 0xFFFFFFFFu;
 // Shared memory: barriers, the results [warp along the outputs][row], the ring.
 template <typename Tile>
 struct Layout {
-    static constexpr int kResults = (Tile::kBarrierBytes + 127) / 128 * 128;
-    static constexpr int kRing = kResults + Tile::kWarpsN * Tile::kRows * sizeof(RowResult);
-    static_assert(kRing % 128 == 0);
-    static constexpr int bytes(int stages) { return kRing + stages * Tile::kStageBytes; }
+    static constexpr int kResults = Tile::kBarrierBytes;
+    static constexpr int kRing = (kResults + Tile::kWarpsN * Tile::kRows * sizeof(RowResult) + 511) / 512 * 512;
+    static constexpr int bytes(int stages) { return kRing + Tile::ring_bytes(stages); }
 };
 
 // A row of the workspace has places for so many parts: a multiple of 16 bytes.
@@ -277,7 +276,7 @@ void launch_lm_head(const LmHead& call, cudaStream_t stream) {
     const uint32_t row_blocks = (call.rows - 1) / Tile::kRows + 1;
     launch("lm_head", call.logprobs ? lm_head_kernel<Tile, true> : lm_head_kernel<Tile, false>,
            dim3(row_blocks, call.parts), Tile::kThreads, Layout<Tile>::bytes(call.ring_stages), stream, call,
-           tensor_map(call.hidden, call.rows, call.width, Tile::kRows, 32));
+           tensor_map(call.hidden, call.rows, call.width, Tile::kRows));
     launch("lm_head", lm_head_merge_kernel, dim3(call.rows), 32, places(call.parts) * sizeof(RowResult), stream, call);
 }
 

@@ -10,21 +10,23 @@ from pathlib import Path
 
 SHARED_BYTES = 101_376
 """Shared memory of a block that every card we compile for has (CUDA C++ Programming Guide, Compute Capabilities)."""
+RESERVED_BYTES = 1024
+"""Shared memory that the system takes of every block, beyond its own."""
 TABLE = Path(__file__).with_suffix(".json")
 """Where the timings are; `dllm-kernels tune` writes it."""
 MOST_ROWS, MOST_WIDTH, MOST_VALUES = 64, 2048, 2**25
 """The most rows of a call, lesser dimension of a weight and values of it with which a whole generation was timed
 (docs/kernels.md)."""
-BARRIER_BYTES, MOST_STAGES, MOST_SLICES = 128, 16, 16
+BARRIER_BYTES, MOST_STAGES, INPUT_STAGES, MOST_SLICES = 160, 16, 4, 8
 TILES = (
+    (8, 1, 1, 8, 2),
     (8, 1, 2, 8, 1),
-    (6, 1, 2, 8, 1),
-    (4, 2, 2, 4, 2),
+    (4, 1, 1, 8, 2),
     (4, 1, 2, 8, 2),
-    (2, 2, 2, 4, 2),
     (4, 2, 1, 4, 2),
-    (4, 4, 2, 4, 1),
+    (4, 2, 2, 4, 2),
     (4, 2, 2, 8, 1),
+    (4, 4, 2, 4, 1),
 )
 """What csrc/kernels/linear.cu has code for, as StreamConfig.tile."""
 
@@ -61,20 +63,21 @@ class StreamConfig:
 
     @property
     def stage_bytes(self) -> int:
-        """Shared memory of a stage: weights and input."""
-        return 2 * self.depth * (self.outputs + self.rows)
+        """Shared memory of a stage of weights."""
+        return 2 * self.depth * self.outputs
 
     @property
-    def ring_at(self) -> int:
-        """Where the ring begins: after the barriers and four vectors."""
-        return -(-(BARRIER_BYTES + 16 * self.outputs) // 128) * 128
+    def input_bytes(self) -> int:
+        """Shared memory of the stages of input."""
+        return 2 * self.depth * self.rows * INPUT_STAGES
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block, with a residual (Layout in csrc/kernels/linear.cu)."""
         own_rows = -(-self.rows // 8 // self.slices) * 8
-        after = own_rows * (4 * (self.outputs + 4) + 2 * self.outputs)
-        return self.ring_at + max(self.stages * self.stage_bytes, after)
+        before = BARRIER_BYTES + 8 * self.rows + 16 * self.outputs + 2 * own_rows * self.outputs
+        ring = self.stages * self.stage_bytes + self.input_bytes
+        return -(-before // 512) * 512 + max(ring, 4 * self.rows * (self.outputs + 4))
 
 
 def tiles(config: StreamConfig, rows: int, outputs: int) -> int:
@@ -82,22 +85,28 @@ def tiles(config: StreamConfig, rows: int, outputs: int) -> int:
     return -(-rows // config.rows) * -(-outputs // config.outputs)
 
 
-def candidates(rows: int, outputs: int, width: int):
-    """Every cut that fits the shape and the shared memory, each with as deep a ring as two blocks an SM allow."""
+def block_bytes(of_multiprocessor: int) -> int:
+    """Shared memory that a block may have on a card with so much in each SM: as much as leaves room for the next kernel's
+    block, where that is more than every card has."""
+    return max(SHARED_BYTES, of_multiprocessor // 2 - RESERVED_BYTES)
+
+
+def candidates(rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES):
+    """Every cut that fits the shape, each with as deep a ring as `shared_bytes` of a block allow."""
     for tile in TILES:
         config = StreamConfig(tile, 1, 2)
         if config.rows > 64 >= rows:
             continue
         if outputs < config.outputs > 64:
             continue
-        stages = min(MOST_STAGES, (SHARED_BYTES - config.ring_at) // config.stage_bytes)
         for slices in range(1, min(MOST_SLICES, -(-width // config.depth)) + 1):
-            config = StreamConfig(tile, slices, stages)
-            if config.shared_bytes <= SHARED_BYTES:
+            rings = (StreamConfig(tile, slices, stages) for stages in range(MOST_STAGES, 1, -1))
+            config = next((config for config in rings if config.shared_bytes <= shared_bytes), None)
+            if config:
                 yield config
 
 
-def derived(multiprocessors: int, rows: int, outputs: int, width: int) -> StreamConfig:
+def derived(multiprocessors: int, rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES) -> StreamConfig:
     """The cut of least cost in bytes that the busiest SM moves: weights, input, and float32 sums given to and taken from
     the other slices."""
 
@@ -108,26 +117,48 @@ def derived(multiprocessors: int, rows: int, outputs: int, width: int) -> Stream
         exchanged = 8 * config.rows * config.outputs if config.slices > 1 else 0
         return waves * (moved + exchanged)
 
-    return min(candidates(rows, outputs, width), key=cost)
+    return min(candidates(rows, outputs, width, shared_bytes), key=cost)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An entry of the table: the fastest cut of a shape, its microseconds, and those of the library's GEMM beside it."""
+
+    config: StreamConfig
+    us: float
+    library_us: float
 
 
 @functools.cache
-def _timed() -> dict[tuple[int, int, int, int], StreamConfig]:
+def _table() -> dict[tuple[int, int, int, int], Timed]:
     entries = json.loads(TABLE.read_text())["entries"]
     keys = ("multiprocessors", "row_tiles", "outputs", "width")
     return {
-        tuple(entry[key] for key in keys): StreamConfig(tuple(entry["tile"]), entry["slices"], entry["stages"])
+        tuple(entry[key] for key in keys): Timed(
+            StreamConfig(tuple(entry["tile"]), entry["slices"], entry["stages"]), entry["us"], entry["library_us"]
+        )
         for entry in entries
     }
 
 
-def choose(multiprocessors: int, rows: int, outputs: int, width: int) -> StreamConfig:
-    """The cut for a GEMM of `rows` x `width` by `outputs` x `width`: the table's where the shape was timed on a card with
-    as many SMs, otherwise the derived one."""
-    key = (multiprocessors, -(-rows // 64), outputs, width)
-    return _timed().get(key) or derived(multiprocessors, rows, outputs, width)
+def _timed(multiprocessors: int, rows: int, outputs: int, width: int) -> Timed | None:
+    """The entry for a GEMM of `rows` x `width` by `outputs` x `width`: timings are for whole tiles of 64 rows."""
+    return _table().get((multiprocessors, -(-rows // 64), outputs, width))
 
 
-def wins(rows: int, outputs: int, width: int) -> bool:
-    """Whether `auto` streams a layer rather than let the library multiply and other kernels do what surrounds it."""
-    return rows <= MOST_ROWS and min(outputs, width) <= MOST_WIDTH and outputs * width <= MOST_VALUES
+def choose(multiprocessors: int, rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES) -> StreamConfig:
+    """The cut for a GEMM of `rows` x `width` by `outputs` x `width`, in blocks of at most `shared_bytes`: the table's where
+    the shape was timed on a card with as many SMs, otherwise the derived one."""
+    timed = _timed(multiprocessors, rows, outputs, width)
+    if timed and timed.config.shared_bytes <= shared_bytes:
+        return timed.config
+    return derived(multiprocessors, rows, outputs, width, shared_bytes)
+
+
+def wins(multiprocessors: int, rows: int, outputs: int, width: int) -> bool:
+    """Whether `auto` streams a layer rather than let the library multiply and other kernels do what surrounds it: within
+    what a generation was timed with, and not where the table has the library's GEMM alone as faster."""
+    if rows > MOST_ROWS or min(outputs, width) > MOST_WIDTH or outputs * width > MOST_VALUES:
+        return False
+    timed = _timed(multiprocessors, rows, outputs, width)
+    return timed is None or timed.us < timed.library_us

@@ -17,9 +17,12 @@ TRITON_HEAD_DIM, TRITON_BACKWARD_HEAD_DIM = 640, 128
 CUDA_HEAD_DIM = range(32, 641, 8)
 """The head dimensions of the CUDA kernel."""
 
-CUDA_LENGTH, CUDA_TILES = 256, 512
-"""`auto` takes the CUDA kernel for up to this many queries and keys, and tiles of 16 queries of a head: what was timed
-(docs/kernels.md), though not beside Triton's kernel."""
+CUDA_LENGTH, CUDA_WORK, CUDA_WORK_NARROW = 256, 2**23, 2**20
+"""`auto` takes the CUDA kernel for up to this many queries and keys, and this much work: tiles of 16 queries of a head times
+keys times the head dimension, less below a dimension of 128. Triton or PyTorch were faster beyond (docs/kernels.md)."""
+
+TRITON_FAST_HEAD_DIM = 256
+"""The largest head dimension for which Triton's forward was faster than PyTorch's."""
 
 _DIFFERENTIABLE = "auto, differentiable"
 """The backend of `attention_forward` for `auto` where a gradient is wanted: the CUDA kernel has no backward."""
@@ -66,7 +69,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool
     "attention",
     "cuda",
     cuda_obstacle,
-    f"bfloat16, head dimensions 32 to 640, up to {CUDA_LENGTH} queries and keys, {CUDA_TILES} tiles of 16 queries",
+    f"bfloat16, head dimensions 32 to 640, up to {CUDA_LENGTH} queries and keys, where it was timed as the fastest",
 )
 def _cuda(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     if _cuda_gap(q):
@@ -137,15 +140,17 @@ def _cuda_gap(q: Tensor) -> str | None:
 
 def _cuda_wins(q: Tensor, k: Tensor) -> bool:
     """Whether the CUDA kernel is the fastest for these shapes."""
-    batch, queries, heads, _ = q.shape
-    return max(queries, k.shape[1]) <= CUDA_LENGTH and batch * heads * (-(-queries // 16)) <= CUDA_TILES
+    batch, queries, heads, head_dim = q.shape
+    work = batch * heads * -(-queries // 16) * k.shape[1] * head_dim
+    return max(queries, k.shape[1]) <= CUDA_LENGTH and work <= (CUDA_WORK if head_dim >= 128 else CUDA_WORK_NARROW)
 
 
 def _select(q: Tensor, k: Tensor, backend: str) -> Implementation:
     if backend == "auto" and _cuda_wins(q, k) and not _cuda_gap(q) and not cuda_obstacle(q.device):
         backend = "cuda"
     elif backend in ("auto", _DIFFERENTIABLE):
-        backend = "triton" if q.is_cuda and not _triton_gap(q) and not triton_obstacle(q.device) else "torch"
+        slow = backend == "auto" and q.shape[-1] > TRITON_FAST_HEAD_DIM
+        backend = "triton" if q.is_cuda and not slow and not _triton_gap(q) and not triton_obstacle(q.device) else "torch"
     return select("attention", q.device, backend)
 
 

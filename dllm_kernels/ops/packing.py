@@ -13,10 +13,9 @@ class PackedWeight:
     """A weight [outputs, width] in the order in which blocks read it, and what its launches share.
 
     Attributes:
-        data: bfloat16 [ceil(outputs / o), ceil(width / depth) depth / 32, o / 16, 2, 32, 8] for the o outputs and the depth
-            of the config's blocks and stages: block of outputs, 32 columns, 16 outputs, half of each lane's columns, lane,
-            values. Lane 4 g + t of half j has the columns c = 8 t + 4 j to c + 3 of the outputs g and g + 8, as one product
-            reads them: c and c + 1 of g, of g + 8, then c + 2 and c + 3 of both. Padding is zero.
+        data: bfloat16 [ceil(outputs / o), ceil(width / depth) depth / 8, o, 8] for the o outputs and the depth of the
+            config's blocks and stages: block of outputs, eight columns, output, column. Of its 16s of outputs a block has
+            first the first of every warp, then the second. Padding is zero.
         outputs, width: of the weight.
         config: the cut that it is packed for.
     """
@@ -39,22 +38,20 @@ def pack(weight: Tensor, config: StreamConfig, outputs: int | None = None, width
     rows, columns = whole_shape(config, outputs, width)
     if weight.shape != (rows, columns):
         weight = F.pad(weight, (0, columns - weight.shape[1], 0, rows - len(weight)))
-    o = config.outputs
-    packed = weight.view(rows // o, columns // 32, o // 16, 2, 32, 8)
-    for tile, part in enumerate(weight.split(o)):
-        # outputs: (16s, half, g); columns: (32s, t, j, pair, value)
-        values = part.view(o // 16, 2, 8, columns // 32, 4, 2, 2, 2)
-        packed[tile].copy_(values.permute(3, 0, 5, 2, 4, 6, 1, 7).reshape(packed.shape[1:]))
+    packed = weight.view(rows // config.outputs, columns // 8, config.outputs, 8)
+    for block, part in zip(packed, weight.split(config.outputs), strict=True):
+        values = part.view(config.tile[0], config.tile[2], 16, columns // 8, 8)
+        block.copy_(values.permute(3, 1, 0, 2, 4).contiguous().view(block.shape))
     return PackedWeight(packed, outputs, width, config)
 
 
 def unpack(packed: PackedWeight) -> Tensor:
     """The weight [outputs, width] that was packed."""
-    return unpack_data(packed.data)[: packed.outputs, : packed.width]
+    return unpack_data(packed.data, packed.config.tile)[: packed.outputs, : packed.width]
 
 
-def unpack_data(data: Tensor) -> Tensor:
+def unpack_data(data: Tensor, tile: tuple[int, ...]) -> Tensor:
     """`PackedWeight.data` as a matrix, padding included."""
-    n, k32, n16 = data.shape[:3]
-    parts = data.view(n, k32, n16, 2, 8, 4, 2, 2, 2).permute(0, 2, 7, 4, 1, 5, 3, 6, 8)
-    return parts.reshape(n * n16 * 16, k32 * 32)
+    blocks, k8, o, _ = data.shape
+    values = data.view(blocks, k8, tile[2], tile[0], 16, 8).permute(0, 3, 2, 4, 1, 5)
+    return values.reshape(blocks * o, k8 * 8)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels.device import multiprocessors
+from dllm_kernels.device import multiprocessors, shared_memory
 from dllm_kernels.extension import cuda_obstacle, load
-from dllm_kernels.kernels.stream import MOST_ROWS, MOST_VALUES, MOST_WIDTH, StreamConfig, choose, tiles, wins
+from dllm_kernels.kernels.stream import MOST_ROWS, MOST_VALUES, MOST_WIDTH, StreamConfig, block_bytes, choose, tiles, wins
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.linear import EPS
 from dllm_kernels.ops.packing import PackedWeight, unpack_data
@@ -39,10 +39,10 @@ def cut_for(
         as_for: decide and cut as for this many rows instead.
     """
     rows = as_for or rows
-    wanted = backend == "cuda" or (backend == "auto" and wins(rows, outputs, width))
+    wanted = backend == "cuda" or (backend == "auto" and wins(multiprocessors(device), rows, outputs, width))
     if not wanted or obstacle(outputs, width, dtype, device) is not None:
         return None
-    return choose(multiprocessors(device), rows, outputs, width)
+    return choose(multiprocessors(device), rows, outputs, width, block_bytes(shared_memory(device)))
 
 
 def workspace_elements(packed: PackedWeight, rows: int) -> int:
@@ -93,7 +93,8 @@ def reference(
     "stream_linear",
     "cuda",
     cuda_obstacle,
-    f"bfloat16, up to {MOST_ROWS} rows and {MOST_VALUES:,} values of a weight, the lesser of its dimensions up to {MOST_WIDTH}",
+    f"bfloat16, up to {MOST_ROWS} rows and {MOST_VALUES:,} values of a weight, its lesser dimension up to {MOST_WIDTH}, "
+    "unless the library was faster (kernels/stream.json)",
 )
 def _cuda(
     x: Tensor,
@@ -204,7 +205,7 @@ def _torch(
         mean = (means * counts).sum(-1, keepdim=True) / width
         variance = (squares + counts * (means - mean).square()).sum(-1, keepdim=True) / width
         mean, variance = (t.view(*x.shape[:-1], 1) for t in (mean, variance))
-    whole = unpack_data(weight)[:outputs, :width]
+    whole = unpack_data(weight, tuple(config[:5]))[:outputs, :width]
     wide = None if residual is None else residual.float()
     y = reference(x.float(), whole, bias, column_sums, mean, variance, gate, wide, gelu).to(x.dtype)
     scaled = x.new_empty(0) if next_scale is None else (y * (1 + next_scale)).to(x.dtype)

@@ -7,17 +7,18 @@ the same bit for bit whatever stands beside it. A second kernel merges the parts
 import torch
 from torch import Tensor
 
+from dllm_kernels.device import multiprocessors, shared_memory
 from dllm_kernels.extension import cuda_obstacle, load
-from dllm_kernels.kernels.stream import BARRIER_BYTES, MOST_ROWS, MOST_WIDTH, SHARED_BYTES, StreamConfig
+from dllm_kernels.kernels.stream import BARRIER_BYTES, MOST_ROWS, MOST_WIDTH, RESERVED_BYTES, SHARED_BYTES, StreamConfig
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.lm_head import lm_head, validate_shared
 from dllm_kernels.ops.packing import PackedWeight, unpack
 
-FEW_ROWS, MANY_ROWS = StreamConfig((8, 1, 2, 8, 1), 1, 4), StreamConfig((4, 2, 2, 8, 1), 1, 5)
+FEW_ROWS, MANY_ROWS = StreamConfig((8, 1, 2, 8, 1), 1, 4), StreamConfig((4, 2, 2, 8, 1), 1, 7)
 """The cuts that csrc/kernels/lm_head.cu has code for: blocks of 64 rows by 256 entries, and of 128 by 128."""
 BLOCKS = 2
 """Blocks of an SM, where its shared memory allows."""
-_RESULT_BYTES, _RESERVED_BYTES = 20, 1024
+_RESULT_BYTES = 20
 
 
 def obstacle(width: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -45,20 +46,20 @@ def cut_for(
 
 def shared_bytes(config: StreamConfig) -> int:
     """Shared memory of a block (Layout in csrc/kernels/lm_head.cu)."""
-    return BARRIER_BYTES + config.tile[0] * config.rows * _RESULT_BYTES + config.stages * config.stage_bytes
+    before = BARRIER_BYTES + config.tile[0] * config.rows * _RESULT_BYTES
+    return -(-before // 512) * 512 + config.stages * config.stage_bytes + config.input_bytes
 
 
 def parts(packed_tiles: int, config: StreamConfig, multiprocessors: int, shared_bytes_of_one: int) -> int:
     """Parts of a vocabulary of `packed_tiles` blocks of outputs, on a card of so many SMs and so much shared memory in each."""
-    blocks = min(BLOCKS, shared_bytes_of_one // (shared_bytes(config) + _RESERVED_BYTES))
+    blocks = min(BLOCKS, shared_bytes_of_one // (shared_bytes(config) + RESERVED_BYTES))
     return min(packed_tiles, blocks * multiprocessors)
 
 
 @implementation("stream_lm_head", "cuda", cuda_obstacle, f"bfloat16, up to {MOST_ROWS} rows and a width of {MOST_WIDTH}")
 def _cuda(hidden, weight, bias, temperature, seed, first_sample, vocab_size: int, config: list[int], logprobs: bool):
     batch, length, width = hidden.shape
-    card = torch.cuda.get_device_properties(hidden.device)
-    count = parts(len(weight), _cut(config), card.multi_processor_count, card.shared_memory_per_multiprocessor)
+    count = parts(len(weight), _cut(config), multiprocessors(hidden.device), shared_memory(hidden.device))
     workspace = hidden.new_empty((batch * length, -(-count // 4) * 4, _RESULT_BYTES // 4), dtype=torch.float32)
     tokens = hidden.new_empty((batch, length), dtype=torch.int64)
     out = hidden.new_empty((batch, length) if logprobs else 0, dtype=torch.float32)

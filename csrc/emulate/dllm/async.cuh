@@ -16,8 +16,10 @@ struct alignas(64) TensorMap {
     uint64_t mark;
     const void* matrix;
     int64_t rows, columns;
-    uint32_t box_rows, box_columns;
+    uint32_t box_rows;
 };
+
+constexpr uint32_t kBoxColumns = 32;
 
 namespace emulate {
 

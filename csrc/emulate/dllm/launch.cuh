@@ -9,17 +9,27 @@
 #include <tuple>
 
 #include "dllm/async.cuh"
+#include "dllm/grid.cuh"
 #include "machine.h"
 
 namespace dllm {
 
+struct Grid {
+    Grid(dim3 blocks, uint32_t cluster = 1) : blocks(blocks), cluster(cluster) {}
+    dim3 blocks;
+    uint32_t cluster;
+};
+
+inline bool has_clusters() { return kClusters; }
+
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, uint32_t threads, uint32_t shared_bytes,
+void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t threads, uint32_t shared_bytes,
             cudaStream_t, Arguments... arguments) {
     using Call = std::tuple<void (*)(Parameters...), std::tuple<Parameters...>>;
     emulate::enqueue({
         .kernel = name,
-        .grid = grid,
+        .grid = grid.blocks,
+        .cluster = grid.cluster,
         .threads = threads,
         .shared_bytes = shared_bytes,
         .call =
@@ -32,16 +42,14 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, uint32_t
 }
 
 // Refuses what the driver refuses (CUDA Driver API, cuTensorMapEncodeTiled).
-inline TensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
-                            uint32_t box_columns) {
-    const bool aligned = reinterpret_cast<uint64_t>(matrix) % 16 == 0 && columns % 8 == 0 && box_columns % 8 == 0;
+inline TensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows) {
+    const bool aligned = reinterpret_cast<uint64_t>(matrix) % 16 == 0 && columns % 8 == 0;
     const auto fits = [](uint64_t size, uint32_t box) { return size > 0 && size >> 32 == 0 && box > 0 && box <= 256; };
-    if (!matrix || !aligned || !fits(rows, box_rows) || !fits(columns, box_columns)) {
+    if (!matrix || !aligned || !fits(rows, box_rows) || !fits(columns, kBoxColumns)) {
         throw std::runtime_error("the driver made no tensor map of a matrix of " + std::to_string(rows) + " x " +
                                  std::to_string(columns) + " values");
     }
-    return {emulate::kMapMark, matrix,     static_cast<int64_t>(rows), static_cast<int64_t>(columns),
-            box_rows,          box_columns};
+    return {emulate::kMapMark, matrix, static_cast<int64_t>(rows), static_cast<int64_t>(columns), box_rows};
 }
 
 }  // namespace dllm

@@ -22,7 +22,7 @@ struct ToyPrimitive {
 
 namespace {
 
-constexpr uint32_t kAll = 0xFFFFFFFFu, kBoxRows = 4, kBoxColumns = 16;
+constexpr uint32_t kAll = 0xFFFFFFFFu, kBoxRows = 8;
 
 // output [16, 8] += a [16, 16] b [8, 16]^T, one after the other in `input`.
 __device__ void product(const bf16* a, float* output) {
@@ -35,6 +35,14 @@ __device__ void product(const bf16* a, float* output) {
     mma_bf16(c, pair(a), pair(a + 8 * 16), pair(a + 8), pair(a + 8 * 16 + 8), pair(b + g * 16 + 2 * t),
              pair(b + g * 16 + 2 * t + 8));
     for (uint32_t i = 0; i < 4; ++i) output[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = c[i];
+}
+
+// `input` has 32 rows of 16 bytes, four tiles, which lie scattered in shared memory; output [32, 4] words.
+__device__ void tiles(const uint4* input, uint4* output, uint32_t offset) {
+    uint4* const row = reinterpret_cast<uint4*>(shared_memory()) + threadIdx.x * 7 % 32;
+    *row = input[threadIdx.x];
+    __syncwarp();
+    output[threadIdx.x] = load_tiles(reinterpret_cast<char*>(row) + offset);
 }
 
 // output [11, 32]: what each lane gets.
@@ -205,6 +213,16 @@ __device__ void breaks_a_rule(uint32_t which, const ToyPrimitive& p) {
         case 118:
             __syncwarp(kAll & ~(1u << threadIdx.x));
             break;
+        case 122:
+            tiles(static_cast<const uint4*>(p.input), static_cast<uint4*>(p.output), 8);
+            break;
+        case 123:
+            tiles(static_cast<const uint4*>(p.input), static_cast<uint4*>(p.output), 16);
+            break;
+        case 124:
+            if (threadIdx.x == 7) return;
+            tiles(static_cast<const uint4*>(p.input), static_cast<uint4*>(p.output), 0);
+            break;
         case 120:
             hand_over(static_cast<float4*>(p.output), {1, 2, 3, 4});
             break;
@@ -243,6 +261,9 @@ __global__ void primitive_kernel(ToyPrimitive p) {
         case 7:
             ring(static_cast<float4*>(const_cast<void*>(p.input)), values);
             break;
+        case 8:
+            tiles(static_cast<const uint4*>(p.input), static_cast<uint4*>(p.output), 0);
+            break;
         default:
             breaks_a_rule(p.which, p);
     }
@@ -254,7 +275,7 @@ __global__ void box_kernel(const ToyPrimitive p, const __grid_constant__ TensorM
     wait_for_predecessors();
     if ((*p.counter)++ > 0) return;
     Barrier* const barrier = reinterpret_cast<Barrier*>(shared_memory());
-    bf16* const box = reinterpret_cast<bf16*>(shared_memory() + (p.which == 201 ? 144 : 128));
+    bf16* const box = reinterpret_cast<bf16*>(shared_memory() + (p.which == 201 ? 256 : 512));
     bf16* const output = static_cast<bf16*>(p.output);
     constexpr uint32_t kValues = kBoxRows * kBoxColumns;
     const TensorMap none{};
@@ -274,7 +295,7 @@ __global__ void box_kernel(const ToyPrimitive p, const __grid_constant__ TensorM
 void toy_primitive(const ToyPrimitive& p, cudaStream_t stream) {
     if (p.which >= 200) {
         launch("box", box_kernel, dim3(p.blocks), 1, p.shared_bytes, stream, p,
-               tensor_map(p.input, p.rows, p.columns, kBoxRows, kBoxColumns));
+               tensor_map(p.input, p.rows, p.columns, kBoxRows));
     } else {
         launch("primitive", primitive_kernel, dim3(p.blocks), p.threads, p.shared_bytes, stream, p);
     }

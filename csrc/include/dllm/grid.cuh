@@ -6,9 +6,9 @@
 
 namespace dllm {
 
-// The dynamic shared memory of the block, aligned to 128 bytes.
+// The dynamic shared memory of the block, aligned to 1024 bytes.
 __device__ __forceinline__ char* shared_memory() {
-    extern __shared__ __align__(128) char memory[];
+    extern __shared__ __align__(1024) char memory[];
     return memory;
 }
 
@@ -22,6 +22,44 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // Returns when the kernels before this one in the stream are complete and their stores visible. Nothing that they write
 // may be read before, and nothing that they read may be written.
 __device__ __forceinline__ void wait_for_predecessors() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Blocks that are neighbours along x may be launched as a cluster: they run at the same time and read each other's
+// shared memory (CUDA C++ Programming Guide, "Thread Block Clusters").
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kClusters = true;
+#else
+constexpr bool kClusters = false;
+#endif
+
+// All threads of a cluster arrive, then wait for all to have arrived: what they wrote to shared memory before is then
+// visible. Of global memory it says nothing: the fence that would is slow.
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile(
+        "fence.release.sync_restrict::shared::cta.cluster;\n"
+        "barrier.cluster.arrive.relaxed.aligned;" ::
+            : "memory");
+}
+
+// The same after reading only.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
+// What block `rank` of the cluster has where this block has `mine`, in shared memory.
+__device__ __forceinline__ float4 read_peer(const float4* mine, uint32_t rank) {
+    float4 value;
+    uint32_t place;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(place)
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(mine))), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(place)
+                 : "memory");
+    return value;
+}
 
 // Blocks of one kernel hand each other float32 values through global memory that holds kEmpty wherever nothing is
 // handed over: a value is its own flag, so neither fences nor counters are needed (the "Lamport" exchange of

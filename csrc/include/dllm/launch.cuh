@@ -20,30 +20,57 @@ inline void check(cudaError_t error, const char* kernel) {
 // Whether a kernel may start before the one ahead of it in the stream is complete (programmatic dependent launch).
 inline bool overlapping = true;
 
+// Blocks of a launch, `cluster` neighbours along x of which are a cluster (grid.cuh).
+struct Grid {
+    Grid(dim3 blocks, uint32_t cluster = 1) : blocks(blocks), cluster(cluster) {}
+    dim3 blocks;
+    uint32_t cluster;
+};
+
+// Of the current device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+    int device, value;
+    check(cudaGetDevice(&device), "a kernel");
+    check(cudaDeviceGetAttribute(&value, attribute, device), "a kernel");
+    return value;
+}
+
+// Whether kernels are compiled for clusters, kClusters, on the current device.
+inline bool has_clusters() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
+
 // Queues `kernel` on `stream`; what it failed with reaches Python as a RuntimeError. Every kernel calls
 // wait_for_predecessors(), also one that reads nothing of theirs: whoever waits for it relies on it.
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, uint32_t threads, uint32_t shared_bytes,
+void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t threads, uint32_t shared_bytes,
             cudaStream_t stream, Arguments... arguments) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
           name);
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2]{};
+    uint32_t count = 0;
+    if (overlapping) {
+        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (grid.cluster > 1) {
+        attributes[count].id = cudaLaunchAttributeClusterDimension;
+        attributes[count++].val.clusterDim = {grid.cluster, 1, 1};
+    }
     cudaLaunchConfig_t config{};
-    config.gridDim = grid;
+    config.gridDim = grid.blocks;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = overlapping ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = count;
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
+// Columns of a box of tensor_copy.
+constexpr uint32_t kBoxColumns = 32;
+
 // A bfloat16 matrix [rows, columns] without gaps between its rows, a multiple of 16 bytes each, for tensor_copy of
-// boxes [box_rows, box_columns].
-inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
-                              uint32_t box_columns) {
+// boxes [box_rows, kBoxColumns].
+inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows) {
     static const auto encode = [] {
         void* function = nullptr;
         cudaDriverEntryPointQueryResult found;
@@ -53,9 +80,9 @@ inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t column
     }();
     CUtensorMap map;
     const uint64_t shape[2] = {columns, rows}, stride[1] = {columns * 2};
-    const uint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
+    const uint32_t box[2] = {kBoxColumns, box_rows}, step[2] = {1, 1};
     if (!encode || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), shape, stride, box,
-                          step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                          step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
                           CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
         throw std::runtime_error("the driver made no tensor map of a matrix of " + std::to_string(rows) + " x " +
                                  std::to_string(columns) + " values");

@@ -1,8 +1,10 @@
-// The matrix unit: one warp multiplies a 16 x 16 by a 16 x 8 tile (PTX ISA, mma.m16n8k16). csrc/emulate has the same
-// function for a CPU.
+// The matrix unit: products of tiles by one warp (PTX ISA, mma.m16n8k16, ldmatrix) and, where the card has them, by
+// four warps at once (wgmma.mma_async). csrc/emulate has the same functions for a CPU.
 #pragma once
 
 #include <cstdint>
+
+#include "dllm/async.cuh"
 
 namespace dllm {
 
@@ -18,5 +20,67 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+
+// Four 8 x 8 tiles of shared memory by a warp: lane 8 i + r brings where row r of tile i begins, 16 bytes; lane 4 g + t
+// takes of each tile i the values 2 t and 2 t + 1 of row g, as word i.
+__device__ __forceinline__ uint4 load_tiles(const void* row) {
+    uint4 words;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                 : "r"(shared_address(row))
+                 : "memory");
+    return words;
+}
+
+// Products of warpgroups: four warps, the first a multiple of four, run each function together. Warp w of them has of
+// c[64 x 8 kTiles] the rows 16 w to 16 w + 15 as mma_bf16 does, tile by tile. The operands lie in shared memory,
+// written by copies; c must not be touched between warpgroup_mma and the wait for its group.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kWarpgroups = true;
+#else
+constexpr bool kWarpgroups = false;
+#endif
+
+// An operand of 16 columns: rows of 16 bytes without gaps for columns 0 to 7, `step` bytes on for columns 8 to 15.
+__device__ __forceinline__ uint64_t operand(const void* shared, uint32_t step) {
+    return (shared_address(shared) & 0x3FFFF) >> 4 | static_cast<uint64_t>(step >> 4) << 16 | uint64_t{128 >> 4} << 32;
+}
+
+// An operand of 16 columns in a box of tensor_copy, from its first column on, itself a multiple of 16.
+__device__ __forceinline__ uint64_t operand_in_box(const void* shared) {
+    return (shared_address(shared) & 0x3FFFF) >> 4 | uint64_t{1} << 16 | uint64_t{512 >> 4} << 32 | uint64_t{2} << 62;
+}
+
+template <int kTiles>
+__device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
+    static_assert(kTiles == 4 || kTiles == 8);
+#define DLLM_C(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+    if constexpr (kTiles == 8) {
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "
+            "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+            "%32, %33, 1, 1, 1, 0, 0;"
+            : DLLM_C(0), DLLM_C(1), DLLM_C(2), DLLM_C(3), DLLM_C(4), DLLM_C(5), DLLM_C(6), DLLM_C(7)
+            : "l"(a), "l"(b));
+    } else {
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "
+            "%12, %13, %14, %15}, %16, %17, 1, 1, 1, 0, 0;"
+            : DLLM_C(0), DLLM_C(1), DLLM_C(2), DLLM_C(3)
+            : "l"(a), "l"(b));
+    }
+#undef DLLM_C
+}
+
+// A value that may change here as far as the compiler knows.
+__device__ __forceinline__ void read_and_write(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+
+// Before the first product of a group, and after what the threads did to c.
+__device__ __forceinline__ void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// The products since the last commit are one group; warpgroup_wait returns when all groups are complete.
+__device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void warpgroup_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
 }  // namespace dllm

@@ -1,9 +1,9 @@
 // The heart of every skinny GEMM here: a block multiplies a tile of weight rows by a tile of input rows while the
 // weights stream through a ring in shared memory, each read once.
 //
-// A stage is one contiguous bulk copy of packed weights and boxes of the same columns of the input. Weights depend on
-// no other kernel, so the first stages of them are under way before the predecessors are complete. The weights are the
-// MMA's left operand, the input's rows its columns.
+// A stage is one contiguous bulk copy of packed weights, and boxes of the same columns of the input come beside it.
+// Weights depend on no other kernel, so the first stages of them are under way before the predecessors are complete.
+// The weights are the MMA's left operand, the input's rows its columns.
 #pragma once
 
 #include <algorithm>
@@ -27,8 +27,14 @@ struct StreamTile {
     static constexpr int kDepth = 32 * kDeep;
     static constexpr int kWeightBytes = kOutputs * kDepth * 2;
     static constexpr int kInputBytes = kRows * kDepth * 2;
-    static constexpr int kStageBytes = kWeightBytes + kInputBytes;
-    static constexpr int kMostStages = 16, kBarrierBytes = kMostStages * sizeof(Barrier);
+    // Few stages of input are enough, since it comes from L2.
+    static constexpr int kMostStages = 16, kInputStages = 4;
+    static constexpr int kBarrierBytes = (kMostStages + kInputStages) * sizeof(Barrier);
+    static constexpr bool kWarpgroup = kWarpgroups && kN % 4 == 0;
+
+    static __host__ __device__ constexpr int ring_bytes(int stages) {
+        return stages * kWeightBytes + kInputStages * kInputBytes;
+    }
 
     static __device__ __forceinline__ int warp_n() { return static_cast<int>(threadIdx.x / 32) % kN; }
     static __device__ __forceinline__ int warp_m() { return static_cast<int>(threadIdx.x / 32) / kN; }
@@ -49,111 +55,176 @@ struct StreamSource {
     uint32_t stages, products;
 };
 
-// The stream of a block's weights and input through the ring. All threads of the block construct it and call next().
+// The stream of a block's weights and input through their rings. All threads of the block construct it and call next().
 template <typename Tile>
 class WeightStream {
   public:
-    // `barriers` are kBarrierBytes, not initialised yet; `ring` is a multiple of 128, ring_stages kStageBytes long.
-    // Waits for the predecessors, so that what follows may read and write what it likes.
+    // `barriers` are kBarrierBytes, not initialised yet; `ring` is a multiple of 512, Tile::ring_bytes(ring_stages)
+    // long. Waits for the predecessors, so that what follows may read and write what it likes.
     __device__ __forceinline__ WeightStream(const StreamSource& source, uint32_t ring_stages, Barrier* barriers,
                                             char* ring)
-        : source_(source), ring_stages_(ring_stages), full_(barriers), ring_(ring) {
-        const uint32_t at_once = min(ring_stages, source.stages * source.products), warp = threadIdx.x / 32;
+        : source_(source),
+          all_stages_(source.stages * source.products),
+          ring_stages_(ring_stages),
+          trigger_(all_stages_ > ring_stages + kLead ? all_stages_ - ring_stages - kLead : kAtOnce),
+          weights_full_(barriers),
+          input_full_(barriers + Tile::kMostStages),
+          weights_(ring),
+          input_(ring + ring_stages * Tile::kWeightBytes) {
+        const uint32_t warp = threadIdx.x / 32;
         if (threadIdx.x == 0) {
             for (uint32_t slot = 0; slot < ring_stages; ++slot) {
-                barrier_init(full_ + slot, 1);
+                barrier_init(weights_full_ + slot, 1);
+            }
+            for (uint32_t slot = 0; slot < Tile::kInputStages; ++slot) {
+                barrier_init(input_full_ + slot, 1);
             }
             barriers_ready();
             prefetch_map(source.input);
-            for (uint32_t stage = 0; stage < at_once; ++stage) {
+            for (uint32_t stage = 0; stage < min(ring_stages, all_stages_); ++stage) {
                 load_weights(stage, stage);
             }
         }
         __syncthreads();
-        launch_dependents();
+        if (trigger_ == kAtOnce) launch_dependents();
         wait_for_predecessors();
-        for (uint32_t stage = warp; threadIdx.x % 32 == 0 && stage < at_once; stage += Tile::kWarps) {
-            load_input(stage, stage);
+        if (threadIdx.x % 32 == 0 && warp < min(static_cast<uint32_t>(Tile::kInputStages), all_stages_)) {
+            load_input(warp, warp);
         }
     }
 
-    // Adds the next product to `sums`. Other warps may still be reading the ring when it returns.
+    // Adds the next product to `sums`. Nobody reads the rings any more when the last one returns.
     __device__ __forceinline__ void next(Sums<Tile>& sums) {
-        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const char* const weights_at = ring_ + Tile::warp_n() * (Tile::kSixteens * 1024) + lane * 16;
-        const char* const input_at = ring_ + Tile::kWeightBytes + Tile::warp_m() * (Tile::kTiles * 512) + lane * 16;
-        for (const uint32_t end = stage_ + source_.stages; stage_ < end; ++stage_) {
-            // One warp waits for the stage and all for that warp: a block barrier is cheaper than as many waits. It
-            // also says that the slot before this one is free again.
-            const bool turn = stage_ % Tile::kWarps == warp;
-            if (turn) {
-                barrier_wait(full_ + slot_, parity_);
+        const uint32_t end = stage_ + source_.stages;
+        do {
+            const uint32_t input_slot = stage_ % Tile::kInputStages;
+            barrier_wait(weights_full_ + slot_, parity_);
+            barrier_wait(input_full_ + input_slot, stage_ / Tile::kInputStages % 2);
+            const char* const weights = weights_ + slot_ * Tile::kWeightBytes;
+            const char* const input = input_ + input_slot * Tile::kInputBytes;
+            if constexpr (Tile::kWarpgroup) {
+                multiply_by_warpgroup(sums, weights, input);
+            } else {
+                multiply(sums, weights, input);
             }
+            // All have left the slots: they are filled again at once, which keeps the bus busy.
             __syncthreads();
-            if (turn && lane == 0 && stage_ > 0 && stage_ - 1 + ring_stages_ < source_.stages * source_.products) {
-                const uint32_t before = slot_ == 0 ? ring_stages_ - 1 : slot_ - 1;
-                load_weights(stage_ - 1 + ring_stages_, before);
-                load_input(stage_ - 1 + ring_stages_, before);
+            if (threadIdx.x == 0) {
+                if (stage_ + ring_stages_ < all_stages_) load_weights(stage_ + ring_stages_, slot_);
+                if (stage_ + Tile::kInputStages < all_stages_) load_input(stage_ + Tile::kInputStages, input_slot);
             }
-#pragma unroll
-            for (int part = 0; part < Tile::kDeep; ++part) {
-                const char* const weights = weights_at + slot_ * Tile::kStageBytes + part * (Tile::kOutputs * 64);
-                const char* const input = input_at + slot_ * Tile::kStageBytes + part * (Tile::kRows * 64);
-                uint4 a[Tile::kSixteens][2], b[Tile::kTiles];
-#pragma unroll
-                for (int i = 0; i < Tile::kSixteens; ++i) {
-                    a[i][0] = *reinterpret_cast<const uint4*>(weights + i * 1024);
-                    a[i][1] = *reinterpret_cast<const uint4*>(weights + i * 1024 + 512);
-                }
-#pragma unroll
-                for (int n = 0; n < Tile::kTiles; ++n) {
-                    // Lane 4 g + t has eight columns of row g: two products' right operands.
-                    b[n] = *reinterpret_cast<const uint4*>(input + n * 512);
-                }
-                // No product waits for the one before it.
-#pragma unroll
-                for (int n = 0; n < Tile::kTiles; ++n) {
-#pragma unroll
-                    for (int i = 0; i < Tile::kSixteens; ++i) {
-                        mma_bf16(sums[i][n], a[i][0].x, a[i][0].y, a[i][0].z, a[i][0].w, b[n].x, b[n].y);
-                    }
-                }
-#pragma unroll
-                for (int n = 0; n < Tile::kTiles; ++n) {
-#pragma unroll
-                    for (int i = 0; i < Tile::kSixteens; ++i) {
-                        mma_bf16(sums[i][n], a[i][1].x, a[i][1].y, a[i][1].z, a[i][1].w, b[n].z, b[n].w);
-                    }
-                }
-            }
+            if (stage_ == trigger_) launch_dependents();
             if (++slot_ == ring_stages_) {
                 slot_ = 0;
                 parity_ ^= 1;
             }
-        }
+        } while (++stage_ < end);
     }
 
   private:
+    // A stage's product by each warp for itself.
+    static __device__ __forceinline__ void multiply(Sums<Tile>& sums, const char* weights, const char* input) {
+        const uint32_t lane = threadIdx.x % 32;
+        weights += Tile::warp_n() * 256 + lane / 16 * (Tile::kOutputs * 16) + lane % 16 * 16;
+        // Chunks of eight columns change places from row to row (async.cuh).
+        input += Tile::warp_m() * (Tile::kTiles * 512) + lane % 8 * 64 + (lane / 8 ^ lane % 8 / 2) * 16;
+#pragma unroll
+        for (int part = 0; part < Tile::kDeep; ++part) {
+            uint4 a[Tile::kSixteens][2], b[Tile::kTiles];
+#pragma unroll
+            for (int i = 0; i < Tile::kSixteens; ++i) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    a[i][half] =
+                        load_tiles(weights + (part * 4 + half * 2) * (Tile::kOutputs * 16) + i * (Tile::kWarpsN * 256));
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < Tile::kTiles; ++n) {
+                b[n] = load_tiles(input + part * (Tile::kRows * 64) + n * 512);
+            }
+            // No product waits for the one before it.
+#pragma unroll
+            for (int n = 0; n < Tile::kTiles; ++n) {
+#pragma unroll
+                for (int i = 0; i < Tile::kSixteens; ++i) {
+                    mma_bf16(sums[i][n], a[i][0].x, a[i][0].y, a[i][0].z, a[i][0].w, b[n].x, b[n].y);
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < Tile::kTiles; ++n) {
+#pragma unroll
+                for (int i = 0; i < Tile::kSixteens; ++i) {
+                    mma_bf16(sums[i][n], a[i][1].x, a[i][1].y, a[i][1].z, a[i][1].w, b[n].z, b[n].w);
+                }
+            }
+        }
+    }
+
+    // The same by four warps at once, for which it waits.
+    static __device__ __forceinline__ void multiply_by_warpgroup(Sums<Tile>& sums, const char* weights,
+                                                                 const char* input) {
+        warpgroup_begin();
+#pragma unroll
+        for (int part = 0; part < Tile::kDeep; ++part) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const uint64_t b = operand_in_box(input + part * (Tile::kRows * 64) +
+                                                  Tile::warp_m() * (Tile::kTiles * 512) + half * 32);
+#pragma unroll
+                for (int i = 0; i < Tile::kSixteens; ++i) {
+                    const uint64_t a = operand(weights + (part * 4 + half * 2) * (Tile::kOutputs * 16) +
+                                                   (i * Tile::kWarpsN + Tile::warp_n() / 4 * 4) * 256,
+                                               Tile::kOutputs * 16);
+                    warpgroup_mma<Tile::kTiles>(sums[i], a, b);
+                }
+            }
+        }
+        warpgroup_commit();
+        warpgroup_wait();
+        hold(sums);
+    }
+
+    // Keeps the compiler from moving the sums while the matrix unit has them.
+    static __device__ __forceinline__ void hold(Sums<Tile>& sums) {
+#pragma unroll
+        for (int i = 0; i < Tile::kSixteens; ++i) {
+#pragma unroll
+            for (int n = 0; n < Tile::kTiles; ++n) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    read_and_write(sums[i][n][j]);
+                }
+            }
+        }
+    }
+
     __device__ __forceinline__ void load_weights(uint32_t stage, uint32_t slot) const {
-        barrier_arrive_expect(full_ + slot, Tile::kStageBytes);
-        bulk_copy(ring_ + slot * Tile::kStageBytes, source_.weight + static_cast<size_t>(stage) * Tile::kWeightBytes,
-                  Tile::kWeightBytes, full_ + slot, streaming_policy());
+        barrier_arrive_expect(weights_full_ + slot, Tile::kWeightBytes);
+        bulk_copy(weights_ + slot * Tile::kWeightBytes,
+                  source_.weight + static_cast<size_t>(stage) * Tile::kWeightBytes, Tile::kWeightBytes,
+                  weights_full_ + slot, streaming_policy());
     }
 
     __device__ __forceinline__ void load_input(uint32_t stage, uint32_t slot) const {
         const uint32_t in_product = source_.products == 1 ? stage : stage % source_.stages;
+        barrier_arrive_expect(input_full_ + slot, Tile::kInputBytes);
 #pragma unroll
         for (int part = 0; part < Tile::kDeep; ++part) {
-            tensor_copy(ring_ + slot * Tile::kStageBytes + Tile::kWeightBytes + part * (Tile::kRows * 64),
-                        source_.input, source_.row,
-                        source_.column + static_cast<int32_t>(in_product * Tile::kDepth) + part * 32, full_ + slot);
+            tensor_copy(input_ + slot * Tile::kInputBytes + part * (Tile::kRows * 64), source_.input, source_.row,
+                        source_.column + static_cast<int32_t>(in_product * Tile::kDepth) + part * 32,
+                        input_full_ + slot);
         }
     }
 
+    // The next kernel may begin so many stages before the last one is asked for: its blocks take a while to arrive, and
+    // what they ask for would come in the way of what this kernel waits for.
+    static constexpr uint32_t kLead = 4, kAtOnce = 0xFFFFFFFFu;
+
     const StreamSource source_;
-    const uint32_t ring_stages_;
-    Barrier* const full_;
-    char* const ring_;
+    const uint32_t all_stages_, ring_stages_, trigger_;
+    Barrier *const weights_full_, *const input_full_;
+    char *const weights_, *const input_;
     uint32_t stage_ = 0, slot_ = 0, parity_ = 0;
 };
 
