@@ -40,31 +40,45 @@ struct Layout {
     }
 };
 
-__device__ __forceinline__ float warp_sum(float value) {
+// Over `kLanes` neighbouring lanes, for each of them.
+template <int kLanes>
+__device__ __forceinline__ float sum_over(float value) {
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
         value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
     }
     return value;
 }
 
-// A row's statistics (mean, sum of squared deviations), given in chunks of `chunk` columns, as its mean and 1 / std.
-__device__ __forceinline__ float2 merge_statistics(const float2* chunks, uint32_t count, uint32_t chunk, uint32_t width,
-                                                   uint32_t lane) {
+// A row's statistics (mean, sum of squared deviations), given in chunks of `chunk` columns, as its mean and 1 / std, by
+// `kLanes` lanes.
+template <int kLanes>
+__device__ __forceinline__ float2 merge_statistics(const float2* chunks, uint32_t count, uint32_t chunk,
+                                                   uint32_t width) {
+    const auto columns = [&](uint32_t i) { return static_cast<float>(min(chunk, width - i * chunk)); };
     float mean = 0;
-    for (uint32_t i = lane; i < count; i += 32) {
-        mean += chunks[i].x * static_cast<float>(min(chunk, width - i * chunk));
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x % kLanes; i < count; i += kLanes) {
+        mean += chunks[i].x * columns(i);
     }
-    mean = warp_sum(mean) / static_cast<float>(width);
+    mean = sum_over<kLanes>(mean) / static_cast<float>(width);
     float squares = 0;
-    for (uint32_t i = lane; i < count; i += 32) {
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x % kLanes; i < count; i += kLanes) {
         const float2 one = chunks[i];
-        squares += one.y + (one.x - mean) * (one.x - mean) * static_cast<float>(min(chunk, width - i * chunk));
+        squares += one.y + (one.x - mean) * (one.x - mean) * columns(i);
     }
-    return {mean, rsqrtf(warp_sum(squares) / static_cast<float>(width) + kEpsilon)};
+    return {mean, rsqrtf(sum_over<kLanes>(squares) / static_cast<float>(width) + kEpsilon)};
 }
 
-__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+// x Phi(x), with erfc by Abramowitz and Stegun 7.1.26, whose error of 1.5e-7 is far below bfloat16's rounding.
+__device__ __forceinline__ float gelu(float x) {
+    const float t = __fdividef(1.0f, 1.0f + 0.23164189f * fabsf(x));
+    const float polynomial =
+        t * (0.127414796f + t * (-0.142248368f + t * (0.71070687f + t * (-0.726576013f + t * 0.53070271f))));
+    const float tail = polynomial * __expf(-0.5f * x * x);
+    return x * (x < 0 ? tail : 1.0f - tail);
+}
 
 // Adds up kItems places a thread, kThreads apart, over the slices, `stride` apart, and empties them.
 template <int kItems, int kThreads>
@@ -103,7 +117,7 @@ template <typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
     linear_kernel(const Linear call, const __grid_constant__ TensorMap input) {
     using Place = Layout<Tile>;
-    constexpr int kPieces = Tile::kOutputs / 16, kQuads = (Tile::kOutputs + 127) / 128;
+    constexpr int kPieces = Tile::kOutputs / 16;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t slices = gridDim.x, slice = blockIdx.x, column_block = blockIdx.y;
     const uint32_t first_row = blockIdx.z * Tile::kRows, first_output = column_block * Tile::kOutputs;
@@ -159,14 +173,16 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
     }
     copies_commit();
     float2* const moments = reinterpret_cast<float2*>(shared_memory() + Place::kMoments);
-    for (uint32_t row = warp; row < own_rows; row += Tile::kWarps) {
+    for (uint32_t first = warp * 4; first < own_rows; first += Tile::kWarps * 4) {
+        // Eight lanes a row.
+        const uint32_t row = min(first + lane / 8, own_rows - 1);
         float2 of_row{0, 1};
         if (call.column_sums) {
             const size_t token = first_row + own_begin * 8 + row;
-            of_row = merge_statistics(reinterpret_cast<const float2*>(call.statistics) + token * call.chunks,
-                                      call.chunks, call.chunk, call.width, lane);
+            of_row = merge_statistics<8>(reinterpret_cast<const float2*>(call.statistics) + token * call.chunks,
+                                         call.chunks, call.chunk, call.width);
         }
-        if (lane == 0) moments[row] = of_row;
+        if (lane % 8 == 0) moments[row] = of_row;
     }
 
     Sums<Tile> sums = {};
@@ -250,16 +266,21 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
         return total;
     };
 
-    for (uint32_t row = warp; row < own_rows; row += Tile::kWarps) {
+    // A lane has eight outputs of a row, four and four, so that a warp finishes several rows at once; beyond the last
+    // it does that one again.
+    constexpr uint32_t kLanes = Tile::kOutputs / 8, kRowsAtOnce = 32 / kLanes;
+    for (uint32_t first = warp * kRowsAtOnce; first < own_rows; first += Tile::kWarps * kRowsAtOnce) {
+        const uint32_t row = min(first + lane / kLanes, own_rows - 1);
         const size_t token = first_row + own_begin * 8 + row;
         const float2 mean_and_factor = moments[row];
-        float written[kQuads][4], total = 0;
+        float written[2][4], total = 0;
+        bool real[2];
 #pragma unroll
-        for (int quad = 0; quad < kQuads; ++quad) {
-            const uint32_t output = quad * 128 + lane * 4;
-            const bool real = output < outputs;
-            const float* const at = vectors + (real ? output : 0);
-            const float4 product = product_at(result + (own_begin * 8 + row) * Place::kPitch + (real ? output : 0));
+        for (int quad = 0; quad < 2; ++quad) {
+            const uint32_t output = quad * (Tile::kOutputs / 2) + lane % kLanes * 4;
+            real[quad] = output < outputs;  // what is not is zero
+            const float* const at = vectors + output;
+            const float4 product = product_at(result + (own_begin * 8 + row) * Place::kPitch + output);
             const float4 bias = *reinterpret_cast<const float4*>(at);
             const float4 column_sums = *reinterpret_cast<const float4*>(at + Tile::kOutputs);
             float value[4] = {mean_and_factor.y * (product.x - mean_and_factor.x * column_sums.x),
@@ -278,8 +299,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
                 }
             }
             if (call.residual) {
-                const uint2 left =
-                    *reinterpret_cast<const uint2*>(residual + row * Tile::kOutputs + (real ? output : 0));
+                const uint2 left = *reinterpret_cast<const uint2*>(residual + row * Tile::kOutputs + output);
                 value[0] += low_bf16(left.x), value[1] += high_bf16(left.x);
                 value[2] += low_bf16(left.y), value[3] += high_bf16(left.y);
             }
@@ -288,9 +308,9 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 written[quad][i] = rounded[i];
-                total += real ? rounded[i] : 0;
+                total += rounded[i];
             }
-            if (real) {
+            if (real[quad]) {
                 const size_t here = token * call.outputs + first_output + output;
                 *reinterpret_cast<uint2*>(static_cast<bf16*>(call.output) + here) = pairs;
                 if (call.next_scale) {
@@ -303,18 +323,18 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
         }
         if (call.output_statistics) {
             // The next layer's statistics, of what it will read.
-            const float mean = warp_sum(total) / static_cast<float>(outputs);
+            const float mean = sum_over<kLanes>(total) / static_cast<float>(outputs);
             float squares = 0;
 #pragma unroll
-            for (int quad = 0; quad < kQuads; ++quad) {
+            for (int quad = 0; quad < 2; ++quad) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const float deviation = written[quad][i] - mean;
-                    squares += quad * 128 + lane * 4 < outputs ? deviation * deviation : 0;
+                    squares += real[quad] ? deviation * deviation : 0;
                 }
             }
-            squares = warp_sum(squares);
-            if (lane == 0) {
+            squares = sum_over<kLanes>(squares);
+            if (lane % kLanes == 0) {
                 reinterpret_cast<float2*>(call.output_statistics)[token * column_blocks + column_block] = {mean,
                                                                                                            squares};
             }
