@@ -1,0 +1,68 @@
+"""A generation in float64, part by part, so that no more than one part of the model stands in float64 at a time."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm_kernels.diffusion.schedule import NoiseSchedule
+from dllm_kernels.diffusion.solver import coefficient_table, time_grid
+from dllm_kernels.model.ldlm import LDLM
+
+_VOCABULARY_CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What float64 gives for one sample: tokens [T] and latents [T, d_z], the final z0."""
+
+    tokens: Tensor
+    latents: Tensor
+
+
+def ddim_steps(model: LDLM, steps: int) -> list[tuple[float, float, float]]:
+    """(t, a, b) of every step of a DDIM generation: z <- a z + b z0(z, t)."""
+    schedule = NoiseSchedule.from_config(model.config)
+    times = time_grid(schedule, steps)
+    table = coefficient_table(schedule, times, "ddim")
+    return [(t, a, b) for t, (a, b, _, _) in zip(times.tolist(), table.tolist(), strict=False)]
+
+
+@torch.no_grad()
+def exact_ddim(model: LDLM, steps: int, noise: Tensor, context: Tensor | None = None) -> Exact:
+    """DDIM from `noise` [1, T, d_z], with a prompt's hidden states [1, P, d_h] or without."""
+    denoiser, statistics = _double(model.denoiser), _double(model.statistics)
+    context = None if context is None else statistics.standardize_hidden(context.double())
+    z, previous = noise.double(), None
+    for t, a, b in ddim_steps(model, steps):
+        time = torch.full((1,), t, dtype=torch.float64, device=z.device)
+        previous = denoiser(z, time, previous if model.config.self_conditioning else None, context)
+        z = a * z + b * previous
+    del denoiser
+    return Exact(_tokens(model, z), z[0])
+
+
+@torch.no_grad()
+def exact_published(model: LDLM, last_noise: Tensor) -> Exact:
+    """The published loop (baseline.py) that drew `last_noise` [1, T, d_z] last: its prediction is multiplied by zero."""
+    z = 0.1 * last_noise.double()
+    return Exact(_tokens(model, z), z[0])
+
+
+def _tokens(model: LDLM, latents: Tensor) -> Tensor:
+    raw = _double(model.statistics).restore_latents(latents)
+    hidden = _double(model.latent_decoder)(raw, seq_len=raw.shape[1])
+    hidden = _double(model.token_decoder)(hidden)[0]
+    head, best, tokens = model.lm_head, None, None
+    for begin in range(0, len(head.weight), _VOCABULARY_CHUNK):
+        rows = slice(begin, begin + _VOCABULARY_CHUNK)
+        value, index = (hidden @ head.weight[rows].double().T + head.bias[rows].double()).max(dim=-1)
+        better = torch.ones_like(index, dtype=torch.bool) if best is None else value > best
+        best = value if best is None else torch.where(better, value, best)
+        tokens = index + begin if tokens is None else torch.where(better, index + begin, tokens)
+    return tokens
+
+
+def _double(module: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(module).double()
