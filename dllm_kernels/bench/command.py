@@ -1,6 +1,7 @@
 """The commands `bench`, two minutes for a person, and `report`, which writes docs/ from results."""
 
 import dataclasses
+import importlib.util
 import re
 import shlex
 import sys
@@ -80,18 +81,17 @@ def bench(
 def _show(result: Result, earlier: Result | None) -> None:
     """One table, and one line on the machine."""
     table = Table("contender")
-    titles = ["ms", "p20", "p80", "tok/s", "ratio", "GB/s", "of the floor", "error"]
-    for title in titles + ["since then"] * (earlier is not None):
+    for title in ["ms", "p20 - p80", "tok/s", "ratio", "floor", "error"] + ["since"] * (earlier is not None):
         table.add_column(title, justify="right")
     for row in result.rows:
         if row.ms is None:
-            table.add_row(row.contender, row.reason)
             continue
-        cells = [number(v) for v in (row.ms, row.p20_ms, row.p80_ms, row.tokens_per_s, row.ratio, row.gb_per_s)]
+        span = f"{number(row.p20_ms)} - {number(row.p80_ms)}"
+        cells = [number(row.ms), span, number(row.tokens_per_s), number(row.ratio)]
         cells += [share(row.floor_share), number(row.max_error, 2)]
         if earlier is not None:
             old = matching(earlier, row)
-            cells.append("not in the earlier result" if old is None else verdict(old, row))
+            cells.append("not there" if old is None else verdict(old, row))
         table.add_row(row.contender, *cells)
     out.print(table)
     case = result.rows[0].case
@@ -99,6 +99,9 @@ def _show(result: Result, earlier: Result | None) -> None:
         f"{case['preset']}, random weights, bf16, {case['steps']} steps, batch {case['batch']}, {case['seq_len']} tokens; "
         f"ratio: speed relative to {result.baseline}. {machine_line(result)}."
     )
+    for row in result.rows:
+        if row.reason:
+            out.print(f"{row.contender}: {row.reason}.")
     for unstable in dict.fromkeys(row.unstable for row in result.rows if row.unstable):
         out.print(f"No ratio: {unstable}.")
     if earlier is not None and earlier.machine["name"] != result.machine["name"]:
@@ -114,19 +117,21 @@ def report(
     from dllm_kernels.bench.plots import draw, plots
 
     with user_input():
-        read_results = [read(path) for path in results]
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("report needs matplotlib: pip install 'dllm-kernels[bench]'")
+        found = [read(path) for path in results]
+        texts, drawn = documents(found), plots(found)
         beside = docs.parent / "README.md"
-        texts = documents(read_results)
+        opening = beside.read_text() if beside.exists() else ""
+        if BEGIN in opening:
+            block = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+            opening = block.sub(lambda _: f"{BEGIN}\n\n{readme(found)}\n\n{END}", opening)
+            beside.write_text(opening)
+            typer.echo(beside)
         (docs / "plots").mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (docs / name).write_text(text)
             typer.echo(docs / name)
-        if beside.exists() and BEGIN in (text := beside.read_text()):
-            block = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-            beside.write_text(block.sub(lambda _: f"{BEGIN}\n\n{readme(read_results)}\n\n{END}", text))
-            typer.echo(beside)
-        try:
-            for name, plot in plots(read_results).items():
-                draw(plot, docs / "plots" / f"{name}.svg")
-        except ImportError as error:
-            raise ValueError(f"plots need matplotlib: pip install 'dllm-kernels[bench]' ({error})") from error
+        for name, plot in drawn.items():
+            draw(plot, docs / "plots" / f"{name}.svg")
+            typer.echo(docs / "plots" / f"{name}.svg")

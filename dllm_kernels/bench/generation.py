@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -121,7 +122,7 @@ def _time_alone(peer, row, case, weights, bench, clocks, reference) -> None:
 def _copy_bytes(peer: Peer, weights: Weights) -> int:
     """Bytes of the copy that a contender needs, with what deepcopy holds beside it; 0 where it shares."""
     count = sum(p.numel() for p in weights.model.parameters())
-    if peer.name == OURS or (peer.dtype == weights.model.lm_head.weight.dtype and not peer.copies):
+    if peer.dtype == weights.model.lm_head.weight.dtype and not peer.copies:
         return 0
     return int(1.2 * count * (2 + peer.dtype.itemsize))
 
@@ -143,7 +144,7 @@ def _stand(row: Row, peer: Peer, model, weights: Weights, case: Case, bench: Ben
             raise
         row.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return None
-    held, shared = meter.peak(), 0 if peer.name == OURS else _bytes(model)
+    held, shared = meter.peak(), 0 if isinstance(call, Sampled) else _bytes(model)
     row.peak_memory_bytes = None if held is None else max(held, 0) + shared
     row.reason = _check(row, peer, out, weights, case)
     return None if row.reason else _Standing(row, peer, call)
@@ -157,14 +158,19 @@ def _check(row: Row, peer: Peer, out: Output, weights: Weights, case: Case) -> s
         # Its latents stay in the loop; random tokens would agree once in a vocabulary.
         return None if row.token_agreement >= 0.5 else f"only {row.token_agreement:.0%} of its tokens are those of float64"
     difference = (out.latents[0].double() - exact.latents).abs().max() / exact.latents.abs().max()
-    row.max_error = difference.item()
-    # NaN fails too.
-    return None if row.max_error <= peer.tolerance else f"its error against float64 is {row.max_error:.2g} of the largest value"
+    return judged(row, difference.item(), peer.tolerance)
+
+
+def judged(row: Row, error: float, tolerance: float) -> str | None:
+    """Takes in an error relative to the largest value; why the speed is worthless, or None."""
+    # JSON has no NaN.
+    row.max_error = error if math.isfinite(error) else None
+    return None if error <= tolerance else f"its error against float64 is {error:.2g} of the largest value"
 
 
 def _keeps_contract(row: Row, rows: list[Row], device: torch.device) -> bool:
     """Whether our error is within twice the baseline's and a unit in the last place (docs/design.md); if not, says so."""
-    allowed = next((other.max_error for other in rows if other.contender == baseline(device)), None)
+    allowed = next((other.max_error for other in rows if other.contender == baseline(device) and other.reason is None), None)
     if row.contender != OURS or allowed is None or row.max_error <= 2 * allowed + torch.finfo(torch.bfloat16).eps:
         return True
     row.reason = f"its error against float64, {row.max_error:.2g}, is more than twice the baseline's {allowed:.2g}"
@@ -210,7 +216,7 @@ def _fill_rates(one: _Standing, config: LDLMConfig, case: Case, bench: Bench) ->
     with torch.device("meta"):
         parts = {name: build_module(name, config) for name in PACKED_MODULES}
     folded = work(config, parts, case.steps, case.batch)
-    done = folded if one.peer.name == OURS else work(config, parts, case.steps, case.batch, folded=False)
+    done = folded if isinstance(one.call, Sampled) else work(config, parts, case.steps, case.batch, folded=False)
     row.gb_per_s = sum(part.weights for part in done) * one.peer.weight_bytes / seconds / 1e9
     row.tflops = sum(part.operations for part in done) / seconds / 1e12
     row.streaming_share = row.gb_per_s * 1e9 / bench.card.bandwidth

@@ -31,8 +31,10 @@ _CPU_AXES = {
 ON_CARD = Effort(rounds=15, least=5, warm_s=1.0, budget_s=10.0, limit_s=45.0)
 # A CPU's first call is warm-up enough, and has no clock that the harness could watch: its spread stands for it.
 ON_CPU = Effort(rounds=9, least=3, warm_s=0.0, budget_s=4.0, limit_s=10.0, most_spread=0.25)
-_ON_A_CARD = (peers.OURS, peers.PUBLISHED_FP32, peers.PUBLISHED_BF16, peers.GRAPH, peers.COMPILED, peers.FP8)
-_ON_A_CPU = (*_ON_A_CARD[:3], peers.EAGER_FP32, peers.EAGER_BF16, *_ON_A_CARD[3:])
+_PUBLISHED = (peers.PUBLISHED_FP32, peers.PUBLISHED_BF16)
+_GRAPHS = (peers.GRAPH, peers.COMPILED, peers.FP8)
+_ON_A_CARD = (peers.OURS, peers.OURS_TRITON, *_PUBLISHED, *_GRAPHS)
+_ON_A_CPU = (peers.OURS, *_PUBLISHED, peers.EAGER_FP32, peers.EAGER_BF16, *_GRAPHS)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels.bench.generation import Bench, Witness, fill_times
+from dllm_kernels.bench.generation import Bench, Witness, fill_times, judged
 from dllm_kernels.bench.machine import launches
 from dllm_kernels.bench.peers import Weights, captured
 from dllm_kernels.bench.results import Row
@@ -275,10 +275,10 @@ def check(row: Row, found: Tensor, exact: Tensor) -> str | None:
     if found.dtype == torch.int64:
         best, chosen = exact.max(-1).values, exact.gather(-1, found.unsqueeze(-1)).squeeze(-1)
         row.token_agreement = (exact.argmax(-1) == found).double().mean().item()
-        row.max_error = ((best - chosen).max() / exact.abs().max()).item()
+        error = (best - chosen).max() / exact.abs().max()
     else:
-        row.max_error = ((found.double() - exact).abs().max() / exact.abs().max()).item()
-    return None if row.max_error <= _TOLERANCE else f"its error against float64 is {row.max_error:.2g} of the largest value"
+        error = (found.double() - exact).abs().max() / exact.abs().max()
+    return judged(row, error.item(), _TOLERANCE)
 
 
 def _rotation(compute: Compute, count: int, repeats: int, device: torch.device) -> Callable[[], Any]:

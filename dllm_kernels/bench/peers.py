@@ -20,7 +20,7 @@ from dllm_kernels.model.layers import AttentionFunction, sdpa
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.sampler import FusedSampler
 
-OURS = "FusedSampler"
+OURS, OURS_TRITON = "FusedSampler", "FusedSampler, backend triton"
 PUBLISHED_FP32, PUBLISHED_BF16 = "published code, eager fp32", "published code, eager bf16"
 EAGER_FP32, EAGER_BF16 = "SDPA, eager fp32", "SDPA, eager bf16"
 GRAPH = "SDPA bf16, CUDA graph"
@@ -218,21 +218,23 @@ def _fp8(model: LDLM, weights: Weights, case: Case) -> Callable[[], Output]:
     return _compiled(None)(model, weights, case)
 
 
-def _ours(model: LDLM, weights: Weights, case: Case) -> Callable[[], Output]:
-    sampler = FusedSampler(
-        model, case.steps, case.batch, case.seq_len, context_len=case.prompt, dtype=torch.bfloat16, device=weights.device
-    )
-    given = {"noise": weights.noise(case), "context": weights.context(case)}
-    if weights.device.type != "cuda":
-        return Sampled(sampler, lambda: sampler(**given))
-    # The call fills the graph's inputs; what is timed, as of the other graphs, is the replay.
-    sampler(**given)
+def _sampled(backend: str) -> Build:
+    def build(model: LDLM, weights: Weights, case: Case) -> Callable[[], Output]:
+        device, like = weights.device, {"dtype": torch.bfloat16, "device": weights.device, "backend": backend}
+        sampler = FusedSampler(model, case.steps, case.batch, case.seq_len, context_len=case.prompt, **like)
+        given = {"noise": weights.noise(case), "context": weights.context(case)}
+        if device.type != "cuda":
+            return Sampled(sampler, lambda: sampler(**given))
+        # The call fills the graph's inputs; what is timed, as of the other graphs, is the replay.
+        sampler(**given)
 
-    def replay() -> Output:
-        sampler._graph.replay()
-        return sampler._captured
+        def replay() -> Any:
+            sampler._graph.replay()
+            return sampler._captured
 
-    return Sampled(sampler, replay)
+        return Sampled(sampler, replay)
+
+    return build
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,8 @@ BF16, FP32 = torch.bfloat16, torch.float32
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(OURS, BF16, _ours),
+        Peer(OURS, BF16, _sampled("auto")),
+        Peer(OURS_TRITON, BF16, _sampled("triton"), card=True),
         Peer(PUBLISHED_FP32, FP32, _published, own_loop=True, tolerance=1e-3),
         Peer(PUBLISHED_BF16, BF16, _published, own_loop=True),
         Peer(EAGER_FP32, FP32, ddim_loop, tolerance=1e-3),

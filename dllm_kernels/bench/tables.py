@@ -83,9 +83,7 @@ def _published_table(name: str, tables: list[Result]) -> str:
     if tables[0].machine["device"] == "cpu":
         text.append("**These are a CPU's figures: every row awaits a card**, where the published ones were taken.")
     elif awaits:
-        text.append(
-            f"Rows that await a card with more memory or time: {', '.join(f'{e.preset} N = {e.steps}' for e in awaits)}."
-        )
+        text.append(f"Not measured on it: {', '.join(f'{entry.preset} N = {entry.steps}' for entry in awaits)}.")
     return "\n\n".join(text)
 
 
@@ -110,10 +108,12 @@ def machine_line(result: Result) -> str:
     parts = [m["name"]]
     if m["device"] == "cpu":
         parts += [f"{m['cores']} cores, {m['threads']} threads", f"load average {m['load_average']} at the start"]
-    parts += [f"driver {m['driver']}"] * bool(m.get("driver"))
-    parts += [f"SM {m['sm_mhz']} of {m['most_sm_mhz']} MHz"] * bool(m.get("sm_mhz"))
-    parts += [f"memory {m['memory_mhz']} MHz"] * bool(m.get("memory_mhz"))
-    parts += [f"{m['power_limit_w']:.0f} W"] * bool(m.get("power_limit_w"))
+    if m.get("driver"):
+        parts.append(f"driver {m['driver']}")
+    if m.get("sm_mhz"):
+        parts.append(f"SM {m['sm_mhz']} of {m['most_sm_mhz']} MHz, memory {m['memory_mhz']} MHz")
+    if m.get("power_limit_w"):
+        parts.append(f"{m['power_limit_w']:.0f} W")
     parts += [f"torch {m['torch']}", f"triton {m['triton']}", f"CUDA {m['cuda']}", result.day, f"commit {m['commit']}"]
     return ", ".join(part for part in parts if not part.endswith(" None"))
 
