@@ -79,41 +79,47 @@ def measure(
         bench: where.
         witness: told of the sampler's call after it was timed.
     """
-    rows, standing, alone = [], [], []
-    for name in names:
-        peer, row = PEERS[name], Row(case.fields(), name)
-        rows.append(row)
-        row.reason = peer.obstacle(bench.device)
-        if row.reason is not None:
-            continue
+    rows = [Row(case.fields(), name, reason=PEERS[name].obstacle(bench.device)) for name in names]
+    able = [(PEERS[row.contender], row) for row in rows if row.reason is None]
+    if not all(peer.own_loop for peer, _ in able):
+        # Before anything stands beside it; it is kept.
+        weights.exact(case)
+    alone = _together(able, case, weights, bench, witness)
+    _free()
+    for peer, row in alone:
+        _time_alone(peer, row, rows, case, weights, bench)
+    return rows
+
+
+def _together(able, case, weights, bench, witness) -> list[tuple[Peer, Row]]:
+    """Builds, checks and times contenders in turns; those whose copies do not fit beside the others are returned."""
+    standing, alone, rows = [], [], [row for _, row in able]
+    for peer, row in able:
         if _copy_bytes(peer, weights) > free_memory(bench.device):
             alone.append((peer, row))
         elif built := _stand(row, peer, model_for(peer, weights.model), weights, case, bench):
             standing.append(built)
     standing = [one for one in standing if _keeps_contract(one.row, rows, bench.device)]
     _time(standing, weights.model.config, case, bench, compare=True)
-    for one in standing:
-        if one.peer.name == OURS and one.row.ms is not None and witness is not None:
-            witness(lambda call=one.call: (call(), _wait(bench.device)))
-    clocks = [one.row.sm_mhz for one in standing if one.row.sm_mhz]
-    reference = next((one.row for one in standing if one.peer.name == baseline(bench.device)), None)
-    standing.clear()
-    _free()
-    for peer, row in alone:
-        _time_alone(peer, row, case, weights, bench, clocks, reference)
-    return rows
+    ours = next((one for one in standing if one.peer.name == OURS), None)
+    if ours is not None and witness is not None:
+        witness(lambda: (ours.call(), _wait(bench.device)))
+    return alone
 
 
-def _time_alone(peer, row, case, weights, bench, clocks, reference) -> None:
+def _time_alone(peer, row, rows, case, weights, bench) -> None:
+    clocks = [other.sm_mhz for other in rows if other.sm_mhz]
+    against = next((other for other in rows if other.contender == baseline(bench.device)), None)
     weights.model.to(peer.dtype)
     if peer.copies:
         row.reason = "its own copy of the weights does not fit"
     elif built := _stand(row, peer, weights.model, weights, case, bench):
         _time([built], weights.model.config, case, bench, compare=False)
-        if row.sm_mhz and clocks and clock_drift([row.sm_mhz, *clocks]) > MOST_DRIFT:
+        if row.sm_mhz and clock_drift([row.sm_mhz, *clocks]) > MOST_DRIFT:
             row.unstable = "timed apart from the others, at another clock"
-        if reference is not None and reference.ms and not (row.unstable or reference.unstable) and row.ms:
-            row.ratio = reference.ms / row.ms
+        if against is not None and against.ms and not (row.unstable or against.unstable):
+            row.ratio = against.ms / row.ms
+        del built
     # bfloat16 widened and narrowed again is the same.
     weights.model.to(torch.bfloat16)
     _free()

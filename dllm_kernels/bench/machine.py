@@ -44,6 +44,8 @@ class Nvml:
             | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
             | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
         )
+        # What the card does not tell is found out now, and not in the middle of a measurement.
+        self.sample()
 
     def sample(self) -> Sample:
         """The SM clock, and whether the card is slowed down or shared."""
@@ -57,20 +59,20 @@ class Nvml:
             trouble = "another process computed on the card"
         return Sample(clock, trouble)
 
-    def joules(self) -> float:
-        """The card's energy counter."""
-        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
+    def joules(self) -> float | None:
+        """The card's energy counter, or None where it has none."""
+        millijoules = self._asked(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
+        return None if millijoules is None else millijoules / 1000
+
+    def _asked(self, question: Callable, *arguments) -> Any:
+        try:
+            return question(*arguments)
+        except self._nvml.NVMLError:
+            return None
 
     def describe(self) -> dict[str, Any]:
         """Driver, clocks in MHz, power limit in watts; None for what the card does not tell."""
-        nvml, handle = self._nvml, self._handle
-
-        def asked(question: Callable, *arguments) -> Any:
-            try:
-                return question(*arguments)
-            except nvml.NVMLError:
-                return None
-
+        nvml, handle, asked = self._nvml, self._handle, self._asked
         limit = asked(nvml.nvmlDeviceGetPowerManagementLimit, handle)
         return {
             "driver": asked(nvml.nvmlSystemGetDriverVersion),
@@ -112,7 +114,7 @@ class Machine:
 
     def energy(self, call: Callable[[], object]) -> tuple[float | None, float | None]:
         """(joules a call, mean watts) over a second of calls, or Nones: the counter is too slow for one call."""
-        if self.nvml is None:
+        if self.nvml is None or self.nvml.joules() is None:
             return None, None
         torch.cuda.synchronize(self.device)
         joules, begin, calls = self.nvml.joules(), time.perf_counter(), 0

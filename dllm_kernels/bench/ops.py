@@ -117,9 +117,10 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
         gelu, residual = name.endswith("GELU"), norm is None
         added = inputs.pair(1, rows, n)
 
-        def ours(i: int, pick=pick, wide=wide, gelu=gelu, residual=residual, added=added) -> Tensor:
-            folded: FoldedLinear = pick(layers[i])
-            return plan._linear(Rows(wide[i]), folded.at(0), gelu=gelu, residual=added[0] if residual else None).x
+        given = [_as_left(plan, pick(layer), x) for layer, x in zip(layers, wide, strict=True)]
+
+        def ours(i: int, pick=pick, given=given, gelu=gelu, residual=residual, added=added) -> Tensor:
+            return plan._linear(given[i], pick(layers[i]).at(0), gelu=gelu, residual=added[0] if residual else None).x
 
         def library(i: int, half=half, module=module, norm=norm, gelu=gelu, residual=residual, added=added) -> Tensor:
             return _formula(half[i], module(blocks[i]), norm and norm(blocks[i]), gelu, added[1] if residual else None)
@@ -130,6 +131,12 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
 
         shape = {"rows": rows, "outputs": n, "width": k}
         yield Op(name, shape, ours, library, exact, count, 2 * (n * k + rows * (n + k)), 2 * rows * n * k)
+
+
+def _as_left(plan: Plan, layer: FoldedLinear, x: Tensor) -> Rows:
+    """x as the layer before leaves it: with its rows' statistics where a streamed layer reads them."""
+    reads = plan._streamed(layer) and layer.column_sums is not None
+    return Rows(x, statistics=plan._statistics(x), chunk=x.shape[-1]) if reads else Rows(x)
 
 
 def _formula(x: Tensor, layer, norm, gelu: bool, residual: Tensor | None) -> Tensor:
