@@ -1,5 +1,6 @@
 """One case of a generation: every contender built, checked against float64, timed in turns, and written as rows."""
 
+import copy
 import dataclasses
 import gc
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dllm_kernels.bench.machine import Machine, MemoryMeter, launches
-from dllm_kernels.bench.peers import OURS, PEERS, Case, Output, Peer, Sampled, Weights, baseline, model_for
+from dllm_kernels.bench.peers import OURS, PEERS, Case, Output, Peer, Sampled, Weights, baseline
 from dllm_kernels.bench.results import Row
 from dllm_kernels.bench.timing import MOST_DRIFT, Effort, Measured, clock_drift, in_turns, stopwatch
 from dllm_kernels.config import LDLMConfig
@@ -94,10 +95,17 @@ def measure(
 def _together(able, case, weights, bench, witness) -> list[tuple[Peer, Row]]:
     """Builds, checks and times contenders in turns; those whose copies do not fit beside the others are returned."""
     standing, alone, rows = [], [], [row for _, row in able]
+    # Contenders of one dtype share its copy of the weights.
+    models = {weights.model.lm_head.weight.dtype: weights.model}
     for peer, row in able:
-        if _copy_bytes(peer, weights) > free_memory(bench.device):
+        model = None if peer.copies else models.get(peer.dtype)
+        if model is None and _copy_bytes(peer, weights) > free_memory(bench.device):
             alone.append((peer, row))
-        elif built := _stand(row, peer, model_for(peer, weights.model), weights, case, bench):
+            continue
+        model = copy.deepcopy(weights.model).to(peer.dtype) if model is None else model
+        if not peer.copies:
+            models[peer.dtype] = model
+        if built := _stand(row, peer, model, weights, case, bench):
             standing.append(built)
     standing = [one for one in standing if _keeps_contract(one.row, rows, bench.device)]
     _time(standing, weights.model.config, case, bench, compare=True)
@@ -126,10 +134,8 @@ def _time_alone(peer, row, rows, case, weights, bench) -> None:
 
 
 def _copy_bytes(peer: Peer, weights: Weights) -> int:
-    """Bytes of the copy that a contender needs, with what deepcopy holds beside it; 0 where it shares."""
+    """Bytes of a copy of the weights for a contender, with what deepcopy holds beside it."""
     count = sum(p.numel() for p in weights.model.parameters())
-    if peer.dtype == weights.model.lm_head.weight.dtype and not peer.copies:
-        return 0
     return int(1.2 * count * (2 + peer.dtype.itemsize))
 
 

@@ -4,7 +4,6 @@ Every contender starts from the same noise. All but the published loop run DDIM 
 same float64 generation; the published loop draws its own noise, and its tokens are those of its last draw.
 """
 
-import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -271,10 +270,3 @@ PEERS = {
 def baseline(device: torch.device) -> str:
     """Whom ratios are against: the whole loop through PyTorch in one CUDA graph; eager where there is no card."""
     return GRAPH if device.type == "cuda" else EAGER_BF16
-
-
-def model_for(peer: Peer, model: LDLM) -> LDLM:
-    """The model in the peer's dtype: the same tensors where it only reads them, otherwise a copy."""
-    if peer.dtype == model.lm_head.weight.dtype and not peer.copies:
-        return model
-    return copy.deepcopy(model).to(peer.dtype)
