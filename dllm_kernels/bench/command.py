@@ -67,7 +67,7 @@ def bench(
     if output is not None:
         with user_input():
             result.write(output)
-    emit(dataclasses.asdict(result), as_json, lambda _: _show(result, earlier))
+    emit(result.fields(), as_json, lambda _: _show(result, earlier))
     failures = failed(result.rows)
     if before is not None:
         with user_input():

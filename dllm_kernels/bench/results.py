@@ -95,13 +95,17 @@ class Result:
         """The rows whose case has these values."""
         return [row for row in self.rows if wanted.items() <= row.case.items()]
 
+    def fields(self) -> dict[str, Any]:
+        """As JSON: with the schema, and without what is None in a row."""
+        fields = {"schema": SCHEMA} | dataclasses.asdict(self)
+        fields["rows"] = [{k: v for k, v in row.items() if v is not None} for row in fields["rows"]]
+        return fields
+
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".partial")
-        fields = {"schema": SCHEMA} | dataclasses.asdict(self)
-        fields["rows"] = [{k: v for k, v in row.items() if v is not None} for row in fields["rows"]]
-        aside.write_text(json.dumps(fields, indent=1) + "\n")
+        aside.write_text(json.dumps(self.fields(), indent=1) + "\n")
         aside.replace(path)
 
 
