@@ -96,3 +96,33 @@ def test_a_cpu_reaches_the_better_of_two_products(monkeypatch):
     assert Machine(CPU).reaches().rates == {torch.bfloat16: 3e12}
     rates[torch.bfloat16] = 1e12
     assert Machine(CPU).reaches().rates == {torch.bfloat16: 2e12} and Machine(CPU).reaches().bandwidth == 1e10
+
+
+@pytest.mark.parametrize(
+    ("own", "busy", "said"),
+    [
+        (2.0, 2.0, None),
+        (1.9, 2.0, None),
+        (1.7, 2.0, "other processes computed on the CPU"),
+        (1.0, 1.5, None),
+    ],
+)
+def test_a_cpu_is_shared_where_others_take_what_is_needed(monkeypatch, own, busy, said):
+    """On two cores in one second: others take what is left of `busy` beside `own`."""
+    reads = iter([(0.0, 5.0, 50.0), (0.1, 5.0, 60.0), (1.0, 5.0 + own, 50.0 + busy), (1.1, 9.0, 90.0)])
+    monkeypatch.setattr(machine.Host, "_read", staticmethod(lambda: next(reads)))
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    host = machine.Host()
+    # Too short a while to tell.
+    assert host.sample() == Sample()
+    assert host.sample().trouble == host.sample().trouble == said
+
+
+def test_this_cpu_counts_its_own_time():
+    if not machine.Path("/proc/stat").exists():
+        pytest.skip("this system does not tell")
+    before = machine.Host._read()
+    while machine.time.monotonic() < before[0] + 0.3:
+        pass
+    seconds, own, busy = (b - a for a, b in zip(before, machine.Host._read(), strict=True))
+    assert seconds >= 0.3 and 0 < own <= busy + 0.05

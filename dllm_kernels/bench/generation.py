@@ -98,14 +98,12 @@ def _together(able, case, weights, bench, witness) -> list[tuple[Peer, Row]]:
     # Contenders of one dtype share its copy of the weights.
     models = {weights.model.lm_head.weight.dtype: weights.model}
     for peer, row in able:
-        model = None if peer.copies else models.get(peer.dtype)
-        if model is None and _copy_bytes(peer, weights) > free_memory(bench.device):
-            alone.append((peer, row))
-            continue
-        model = copy.deepcopy(weights.model).to(peer.dtype) if model is None else model
-        if not peer.copies:
-            models[peer.dtype] = model
-        if built := _stand(row, peer, model, weights, case, bench):
+        if peer.dtype not in models:
+            if _copy_bytes(peer, weights) > free_memory(bench.device):
+                alone.append((peer, row))
+                continue
+            models[peer.dtype] = copy.deepcopy(weights.model).to(peer.dtype)
+        if built := _stand(row, peer, models[peer.dtype], weights, case, bench):
             standing.append(built)
     standing = [one for one in standing if _keeps_contract(one.row, rows, bench.device)]
     _time(standing, weights.model.config, case, bench, compare=True)
@@ -119,9 +117,7 @@ def _time_alone(peer, row, rows, case, weights, bench) -> None:
     clocks = [other.sm_mhz for other in rows if other.sm_mhz]
     against = next((other for other in rows if other.contender == baseline(bench.device)), None)
     weights.model.to(peer.dtype)
-    if peer.copies:
-        row.reason = "its own copy of the weights does not fit"
-    elif built := _stand(row, peer, weights.model, weights, case, bench):
+    if built := _stand(row, peer, weights.model, weights, case, bench):
         _time([built], weights.model.config, case, bench, compare=False)
         if row.sm_mhz and clock_drift([row.sm_mhz, *clocks]) > MOST_DRIFT:
             row.unstable = "timed apart from the others, at another clock"

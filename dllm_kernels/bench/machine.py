@@ -20,7 +20,9 @@ from dllm_kernels.device import device_name, measure_product, memory_size
 from dllm_kernels.roofline import Card, this_card
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_ENERGY_S = 1.0
+_ENERGY_S, _LEAST_S = 1.0, 0.2
+MOST_OTHERS = 0.1
+"""Of all cores, what other processes may take while a CPU with no core to spare is measured."""
 
 
 class Nvml:
@@ -83,6 +85,34 @@ class Nvml:
         }
 
 
+class Host:
+    """A CPU's view of itself: whether other processes take the cores that the measurement needs."""
+
+    def __init__(self):
+        self._last, self._trouble = self._read(), None
+
+    def sample(self) -> Sample:
+        """What was so since the last sample, or over the last while where that is too short for the system's counters."""
+        now = self._read()
+        seconds, own, busy = (a - b for a, b in zip(now, self._last, strict=True))
+        if seconds >= _LEAST_S:
+            cores = (os.cpu_count() or 1) * seconds
+            others = max(0.0, busy - own) / cores
+            crowded = busy / cores > 0.9 and others > MOST_OTHERS
+            self._trouble = "other processes computed on the CPU" if crowded else None
+            self._last = now
+        return Sample(None, self._trouble)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        """Seconds of the clock, of this process on cores, and of all processes on cores."""
+        times = os.times()
+        first = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        # user, nice, system, idle, iowait, irq, softirq, steal (man 5 proc_stat)
+        busy = sum(map(int, first[:8])) - int(first[3]) - int(first[4])
+        return time.monotonic(), times.user + times.system, busy / os.sysconf("SC_CLK_TCK")
+
+
 class Machine:
     """One device of this machine.
 
@@ -99,10 +129,12 @@ class Machine:
                 self.nvml = Nvml(device)
             except Exception as error:  # a missing package, a missing library, a card in a container without NVML
                 self.obstacle = f"no clocks, throttling or energy: {error or type(error).__name__}"
+        self._host = Host() if device.type == "cpu" and sys.platform == "linux" else None
 
     def sample(self) -> Sample:
         """The state of the device now."""
-        return Sample() if self.nvml is None else self.nvml.sample()
+        watch = self.nvml or self._host
+        return Sample() if watch is None else watch.sample()
 
     def reaches(self) -> Card:
         """What the device streams, and multiplies in bfloat16, measured now; on a CPU the better of bfloat16 and float32."""
