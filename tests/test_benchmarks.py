@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 def run(*arguments):
     command = (sys.executable, "-m", "pytest", *arguments, "--benchmark-only", "-p", "no:cacheprovider", "-p", "no:xdist", "-q")
-    # Without a card, which would run other groups.
-    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    # Without a card, which would run other groups, and without what this run's own workers are told.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    hidden = inherited | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([str(word) for word in command], cwd=ROOT, env=hidden, capture_output=True, text=True, timeout=300)
 
 
