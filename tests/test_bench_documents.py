@@ -94,7 +94,8 @@ class TestReadme:
         assert "Not measured on it: open-dllm-27b N = 10, open-dllm-27b N = 4." in text
 
     def test_an_unsteady_row_has_no_ratio(self):
-        assert "| 20,100 | 3,100 | unstable |" in readme([table(ratio=None, unstable="throttled")])
+        text = readme([table(ratio=None, unstable="throttled")])
+        assert "| 20,100 | 3,100 | unstable |" in text and "Unstable, measured up to three times: throttled." in text
 
     def test_a_card_comes_before_a_newer_cpu_and_a_newer_result_before_an_older(self):
         results = [table(XEON, "2026-03-01"), table(day="2026-01-02"), table(day="2026-02-02", ratio=1.7)]

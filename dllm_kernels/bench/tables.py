@@ -44,7 +44,7 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def newest(results: Iterable[Result]) -> dict[str, list[Result]]:
     """By machine, the newest result of each group: cards before CPUs, then the newest machine first."""
     machines: dict[str, dict[str, Result]] = {}
-    for result in sorted(results, key=lambda result: result.day):
+    for result in sorted(results, key=lambda result: (result.day, _ORDER.index(_kind(result)), result.group)):
         machines.setdefault(result.machine["name"], {})[result.group] = result
     ordered = sorted(machines.values(), key=lambda groups: max(result.day for result in groups.values()), reverse=True)
     ordered.sort(key=lambda groups: next(iter(groups.values())).machine["device"] == "cpu")
@@ -54,7 +54,9 @@ def newest(results: Iterable[Result]) -> dict[str, list[Result]]:
 def readme(results: Iterable[Result]) -> str:
     """The published table on the newest card, or on the newest CPU where there is no card's, with what awaits one."""
     for name, groups in newest(results).items():
-        tables = [result for result in groups if result.group.startswith("table-")]
+        tables = [
+            result for result in groups if _kind(result) == "table" and any(_case(result, entry) for entry in published.TABLE)
+        ]
         if tables:
             return _published_table(name, tables)
     raise ValueError("none of the results has a table group: a README's table needs one")
@@ -80,6 +82,8 @@ def _published_table(name: str, tables: list[Result]) -> str:
         markdown(header, lines),
         f"Typed: `{tables[0].command}`; files: {', '.join(f'`{result_file(result)}`' for result in tables)}.",
     ]
+    for reason in dict.fromkeys(row.unstable for _, found in rows for row in found if row.unstable):
+        text.append(f"Unstable, measured up to three times: {reason}. These speeds cannot be compared.")
     if tables[0].machine["device"] == "cpu":
         text.append("**These are a CPU's figures: every row awaits a card**, where the published ones were taken.")
     elif awaits:
