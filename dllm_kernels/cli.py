@@ -1,4 +1,4 @@
-"""The command line: generate, bench, roofline, info, tune, convert.
+"""The command line: generate, bench, report, roofline, info, tune, convert.
 
 Results go to stdout; progress, notes and errors to stderr. Input that does not fit ends with exit code 2 and one line.
 """
@@ -7,11 +7,9 @@ import importlib.metadata
 import math
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,31 +20,17 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 import dllm_kernels
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig, extension, report, roofline
 from dllm_kernels.bad_input import OneLineErrors, user_input
-from dllm_kernels.baseline import published_generate, random_model
+from dllm_kernels.bench.command import bench as bench_command
+from dllm_kernels.bench.command import report as report_command
 from dllm_kernels.config import PRESETS
 from dllm_kernels.device import device_name, elapsed, memory_size, peak_memory, resolve_device
 from dllm_kernels.model.ldlm import build_module
-from dllm_kernels.ops.dispatch import BACKENDS, explain, select
+from dllm_kernels.ops.dispatch import BACKENDS, explain
+from dllm_kernels.options import DEFAULT_PRESET, AsJson, Batch, Device, Dtype, DtypeOption, Preset, Steps, Threads, device_for
 from dllm_kernels.phases import phase_times
 from dllm_kernels.report import emit, notes, progress_bar
 from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
 from dllm_kernels.tune import tune as tune_command
-
-DEFAULT_PRESET = "open-dllm-35b-a3b"
-
-
-class Dtype(StrEnum):
-    """Dtypes by their short names."""
-
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
-    fp64 = "fp64"
-
-    @property
-    def torch(self) -> torch.dtype:
-        """The dtype itself."""
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[self]
 
 
 def _finite(value: float | None) -> float | None:
@@ -55,15 +39,8 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
-Steps = Annotated[int, typer.Option("--steps", min=1, help="steps of the solver")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="samples generated together")]
 SeqLen = Annotated[int | None, typer.Option("--seq-len", min=1, help="tokens a sample; the model's, where not given")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="of the packed weights")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; a card where there is one")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="of PyTorch on a CPU; its own choice, where not given")]
 Seed = Annotated[int, typer.Option("--seed", help="64 bits that fix the result")]
-Preset = Annotated[str, typer.Option("--preset", help=", ".join(PRESETS))]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout instead of a table")]
 
 app = typer.Typer(cls=OneLineErrors, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -98,7 +75,7 @@ def generate(
 ) -> None:
     """Generate tokens, twice: the first generation warms up, the second is timed."""
     with user_input():
-        on = _device(device, backend, threads)
+        on = device_for(device, backend, threads)
         decode = None if tokenizer is None else _tokenizer(tokenizer)
         source = _source(model, dtype.torch)
         start = time.perf_counter()
@@ -138,64 +115,6 @@ def generate(
     emit(result, as_json, report.generation)
 
 
-@app.command()
-def bench(
-    preset: Preset = DEFAULT_PRESET,
-    steps: Steps = 10,
-    batch: Batch = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="each times both, one after the other")] = 3,
-    dtype: DtypeOption = Dtype.bf16,
-    device: Device = None,
-    threads: Threads = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Time the sampler beside the published loop in eager PyTorch: same random weights, dtype, device and threads."""
-    with user_input():
-        on = _device(device, "auto", threads)
-        config = LDLMConfig.preset(preset)
-        with notes.status("making the model and packing it"):
-            model = random_model(config, dtype.torch, on)
-            sampler = FusedSampler(model, steps, batch, dtype=dtype.torch, device=on)
-    generator = torch.Generator(on)
-    calls = {
-        "published": lambda: published_generate(model, steps, config.seq_len, batch, generator.manual_seed(seed)),
-        "ours": lambda: sampler(seed),
-    }
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    with progress_bar(2 * (rounds + 1)) as advance:
-        for timed in range(rounds + 1):
-            for name, call in calls.items():
-                seconds = elapsed(call, on)
-                # The first round warms up.
-                if timed:
-                    times[name].append(seconds)
-                advance(name)
-    rows = {
-        name: {
-            "median_ms": 1000 * statistics.median(values),
-            "min_ms": 1000 * min(values),
-            "max_ms": 1000 * max(values),
-            "tokens_per_s": batch * config.seq_len / statistics.median(values),
-        }
-        for name, values in times.items()
-    }
-    result = {
-        "preset": preset,
-        "weights": "random",
-        **_where(on),
-        "dtype": dtype,
-        "steps": steps,
-        "batch": batch,
-        "seq_len": config.seq_len,
-        "rounds": rounds,
-        **rows,
-        "ratio": rows["published"]["median_ms"] / rows["ours"]["median_ms"],
-        "peak_memory_bytes": peak_memory(on),
-    }
-    emit(result, as_json, report.benchmark)
-
-
 @app.command("roofline")
 def roofline_command(
     preset: Preset = DEFAULT_PRESET,
@@ -211,7 +130,7 @@ def roofline_command(
         config = LDLMConfig.preset(preset)
         if card != "this" and card not in roofline.CARDS:
             raise ValueError(f"unknown card {card!r}; known cards: {', '.join(roofline.CARDS)}, this")
-        on = resolve_device("cpu") if card != "this" else _device(device, "auto", None)
+        on = resolve_device("cpu") if card != "this" else device_for(device, "auto", None)
     if card == "this":
         with notes.status("measuring this machine"):
             reached = roofline.this_card(on, dtype.torch)
@@ -267,7 +186,7 @@ def info(
 
             emit({"kernels": [kernel.summary() for kernel in built()]}, as_json, report.compiled_kernels)
             return
-        on = _device(device, "auto", None)
+        on = device_for(device, "auto", None)
     try:
         built, obstacle = list(extension.architectures()), None
     except RuntimeError as error:
@@ -287,6 +206,8 @@ def info(
     emit(result, as_json, report.information)
 
 
+app.command("bench")(bench_command)
+app.command("report")(report_command)
 app.command("tune")(tune_command)
 
 
@@ -318,24 +239,6 @@ def _save_whole(folder: Path, model: LDLM) -> None:
         whole = Path(aside, folder.name)
         model.save_pretrained(whole)
         os.rename(whole, folder)
-
-
-def _device(name: str | None, backend: str, threads: int | None) -> torch.device:
-    """The device asked for, where the backend can run, with PyTorch's threads set. Raises ValueError."""
-    try:
-        device = resolve_device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; known devices: cpu, cuda, cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name}; it must be cpu, cuda or cuda:N")
-    try:
-        for op in ("attention", "denoise_update", "lm_head"):
-            select(op, device, backend)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return device
 
 
 def _source(model: str, dtype: torch.dtype) -> RandomModel | StoredModel | LiveModel:

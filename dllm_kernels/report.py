@@ -53,20 +53,6 @@ def generation(result: dict[str, Any]) -> None:
     )
 
 
-def benchmark(result: dict[str, Any]) -> None:
-    """Ours beside the published loop."""
-    table = _table("", "median ms", "min", "max", "tok/s")
-    for name, title in (("published", "published loop, eager"), ("ours", "FusedSampler")):
-        row = result[name]
-        times = (f"{row[key]:,.2f}" for key in ("median_ms", "min_ms", "max_ms"))
-        table.add_row(title, *times, f"{row['tokens_per_s']:,.1f}")
-    out.print(table)
-    out.print(
-        f"{result['ratio']:.2f} times the published loop's speed: {result['preset']}, random weights, {result['dtype']}, "
-        f"{result['steps']} steps, batch {result['batch']}, {result['rounds']} rounds on {_where(result)}."
-    )
-
-
 def roofline(result: dict[str, Any]) -> None:
     """Bytes and operations by part, and the floor."""
     table = _table("", "GB", "GFLOP", "GB as written", "GFLOP as written")

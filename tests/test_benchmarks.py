@@ -1,47 +1,35 @@
-"""benchmarks/kernels.py, as far as it goes without a card."""
+"""`pytest benchmarks/ --benchmark-only`, in a process of its own, on the smallest group."""
 
-import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+from dllm_kernels.bench.results import read
 
-from dllm_kernels.config import open_dllm_config
-from tests.models import randomized
-
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "kernels.py"
+ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    spec = importlib.util.spec_from_file_location("kernels", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def run(*arguments):
+    command = (sys.executable, "-m", "pytest", *arguments, "--benchmark-only", "-p", "no:cacheprovider", "-p", "no:xdist", "-q")
+    # Without a card, which would run other groups, and without what this run's own workers are told.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    hidden = inherited | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([str(word) for word in command], cwd=ROOT, env=hidden, capture_output=True, text=True, timeout=300)
 
 
-def test_a_spread_is_the_middle_and_both_fifths(kernels):
-    assert kernels.spread([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == [2.0, 3.5, 5.0]
+def test_a_group_is_measured_written_and_in_pytests_own_table(tmp_path):
+    done = run("benchmarks", "--groups", "ops-tiny", "--output", tmp_path, "-k", "test_group")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.iterdir()
+    result = read(path)
+    assert result.complete and result.group == "ops-tiny" and path.name.endswith("-ops-tiny.json")
+    assert result.command.startswith("pytest benchmarks --groups ops-tiny") and result.baseline == "library"
+    assert {row.contender for row in result.rows} == {"ours", "library"} and all(row.ms > 0 for row in result.rows)
+    assert "test_group[ops-tiny]" in done.stdout and "1 passed" in done.stdout
 
 
-def test_the_loop_beside_ours_is_a_generation_through_the_model(kernels, monkeypatch):
-    monkeypatch.setattr(kernels, "CARD", torch.device("cpu"))
-    model = randomized(open_dllm_config(64, 101, 16, perceiver_layers=2, denoiser_layers=2), torch.bfloat16)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        run = kernels.eager_loop(model, 2, 3)
-        tokens = run()
-        torch.manual_seed(0)
-        z = torch.randn(2, 16, 64).bfloat16()
-        for t in (1.0, 2 / 3, 1 / 3):
-            z = 0.9 * z + 0.1 * model.denoise(z, torch.full((2,), t).bfloat16())
-        assert torch.equal(tokens, model.logits(model.decode(z)).argmax(-1))
-        assert torch.equal(run(), tokens)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a card it runs")
-def test_it_says_how_it_is_used():
-    done = subprocess.run([sys.executable, SCRIPT, "x.json"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("usage: kernels.py OUTPUT.json [linear attention lm_head")
+def test_an_unknown_group_is_named():
+    done = run("benchmarks", "--groups", "nope,ops-tiny", "-k", "test_group")
+    assert done.returncode != 0
+    assert "unknown groups nope; known groups: table-tiny, table-open-dllm-35b-a3b, ops-tiny" in done.stdout + done.stderr

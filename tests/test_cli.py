@@ -90,43 +90,6 @@ class TestGenerate:
             torch.set_num_threads(before)
 
 
-class TestBench:
-    def test_medians_of_interleaved_rounds(self, monkeypatch):
-        # Warm-up, then published and ours in turn; the calls run, so that they are known to work.
-        seconds = iter([99.0, 99.0, 3.0, 1.0, 8.0, 2.5, 5.0, 2.0])
-        monkeypatch.setattr("dllm_kernels.cli.elapsed", lambda call, device: call() is None or next(seconds))
-        found = read("bench", "--preset", "tiny", "--steps", 2, "--batch", 3, "--rounds", 3, "--device", "cpu")
-        assert next(seconds, None) is None
-        tokens = 3 * 64
-        assert found["published"] == {"median_ms": 5000, "min_ms": 3000, "max_ms": 8000, "tokens_per_s": tokens / 5}
-        assert found["ours"] == {"median_ms": 2000, "min_ms": 1000, "max_ms": 2500, "tokens_per_s": tokens / 2}
-        assert found["ratio"] == 2.5 and found["threads"] == torch.get_num_threads()
-
-    def test_both_run_the_same_weights(self, monkeypatch):
-        seen = {}
-
-        def loop(model, steps, seq_len, batch, generator):
-            seen.update(model=model, call=(steps, seq_len, batch))
-            return torch.zeros(batch, seq_len, dtype=torch.int64)
-
-        class Sampler(FusedSampler):
-            def __init__(self, model, *arguments, **options):
-                super().__init__(model, *arguments, **options)
-                seen["sampler"] = self
-
-        monkeypatch.setattr("dllm_kernels.cli.published_generate", loop)
-        monkeypatch.setattr("dllm_kernels.cli.FusedSampler", Sampler)
-        read("bench", "--preset", "tiny", "--steps", 2, "--rounds", 1, "--dtype", "fp32", "--device", "cpu")
-        assert seen["call"] == (2, 64, 1)
-        assert seen["sampler"].source.model is seen["model"] and seen["sampler"].num_steps == 2
-        assert seen["model"].lm_head.weight.dtype == seen["sampler"].plan.lm_head_weight.dtype == torch.float32
-
-    def test_table(self):
-        out = run("bench", "--preset", "tiny", "--steps", 1, "--rounds", 1, "--device", "cpu").stdout
-        assert "published loop, eager" in out and "FusedSampler" in out
-        assert "times the published loop's speed" in out and f"({torch.get_num_threads()} threads" in out
-
-
 class TestRoofline:
     def test_json(self):
         found = read("roofline", "--preset", "open-dllm-35b-a3b", "--steps", 10, "--dtype", "bf16", "--card", "h200")

@@ -15,8 +15,9 @@ PACKAGE = "dllm_kernels"
 # Top to bottom: a module imports its own folder and what stands lower. Modules of the last row may import each other.
 LAYERS = (
     ("cli",),
+    ("bench",),
     ("__init__",),
-    ("pipeline", "training", "phases", "baseline", "tune"),
+    ("pipeline", "training", "phases", "baseline", "tune", "options"),
     ("sampler",),
     ("plan",),
     ("fold", "sources"),

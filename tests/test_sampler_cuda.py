@@ -5,8 +5,10 @@ import threading
 import pytest
 import torch
 
-from dllm_kernels import LDLM, FusedSampler, LDLMConfig
+from dllm_kernels import LDLM, FusedSampler, LDLMConfig, extension
+from dllm_kernels.bench.peers import Weights
 from dllm_kernels.config import open_dllm_config
+from dllm_kernels.extension import cuda_obstacle
 from dllm_kernels.sampler import PLAN_OVERHEAD
 from tests.models import randomized
 from tests.numerics import assert_contract
@@ -175,3 +177,18 @@ def test_too_little_memory_is_said_in_numbers(monkeypatch):
     monkeypatch.setattr("dllm_kernels.sampler.free_memory", lambda device: 10**6)
     with pytest.raises(MemoryError, match=r"the plan needs about .* GB on cuda:0 and 0\.0 GB are free"):
         FusedSampler(randomized(CONFIGS["open-dllm"]))
+
+
+def test_the_published_size_is_the_same_in_a_hundred_replays_and_without_overlapping_launches():
+    weights = Weights.of(LDLMConfig.preset("open-dllm-35b-a3b"), torch.device("cuda", 0))
+    sampler = FusedSampler(weights.model)
+    first = sampler(seed=3)
+    assert all(torch.equal(sampler(seed=3).latents, first.latents) for _ in range(100))
+    if cuda_obstacle(sampler.device) is not None:
+        return
+    extension.load().set_overlapping(False)
+    try:
+        apart = FusedSampler(weights.model)(seed=3)
+    finally:
+        extension.load().set_overlapping(True)
+    assert torch.equal(apart.latents, first.latents) and torch.equal(apart.tokens, first.tokens)
