@@ -33,7 +33,7 @@ class Numerics:
 
     @classmethod
     def of(cls, dtype: torch.dtype, device: torch.device) -> "Numerics":
-        """The dtypes for weights of `dtype`; a CPU computes 16-bit weights in float32, which is both faster and closer."""
+        """The dtypes for weights of `dtype`; a CPU has float32 activations over 16-bit weights, which is closer."""
         wide = torch.promote_types(dtype, torch.float32)
         return cls(dtype, wide if device.type == "cpu" else dtype, wide, device)
 

@@ -5,11 +5,19 @@ import torch
 import torch.nn.functional as F
 
 from dllm_kernels.fold import Numerics, fold_linear
+from dllm_kernels.ops import linear as linear_file
 from dllm_kernels.ops.linear import linear, reference
 from tests.numerics import assert_contract
 
 CPU = torch.device("cpu")
 EXACT = Numerics.of(torch.float64, CPU)
+
+
+@pytest.fixture(params=[False, True], ids=["widened", "native"])
+def native(request, monkeypatch):
+    """A processor that multiplies bfloat16, or not."""
+    monkeypatch.setattr(linear_file, "multiplies_bfloat16", lambda: request.param)
+    return request.param
 
 
 def random(*shape, mean=0.3):
@@ -39,7 +47,7 @@ def test_layer_norm_folds_exactly(n, k, gelu):
 
 
 @torch.no_grad()
-def test_column_sums_are_of_the_rounded_weights():
+def test_column_sums_are_of_the_rounded_weights(native):
     """In bf16 the centred rows no longer sum to zero, and rows whose mean is 100 times their deviation show it."""
     torch.manual_seed(0)
     norm, weight, bias = layer_norm(512), random(96, 512) / 20, random(96)
@@ -53,7 +61,7 @@ def test_column_sums_are_of_the_rounded_weights():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_contract(dtype):
+def test_contract(dtype, native):
     torch.manual_seed(1)
     norm, weight, bias, x, residual = (
         layer_norm(384),
@@ -92,9 +100,23 @@ def test_an_affine_input_folds():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_batch_invariance(dtype):
+def test_batch_invariance(dtype, native):
     torch.manual_seed(4)
     folded = fold_linear(random(130, 65), random(130), Numerics.of(dtype, CPU), norm=layer_norm(65))
     x = random(8, 13, 65).float()
     whole = linear(x, folded.at(0), gelu=True, batch_invariant=True)
     assert torch.equal(whole[5:6], linear(x[5:6].clone(), folded.at(0), gelu=True))
+
+
+@torch.no_grad()
+def test_a_gate_multiplies_before_the_bias_is_added(native):
+    torch.manual_seed(5)
+    norm = torch.nn.LayerNorm(256, elementwise_affine=False, dtype=torch.float64)
+    weight, bias, x = random(96, 256, mean=0) / 16, random(96), random(1, 9, 256)
+    scale, shift, gate = random(1, 256), random(1, 256), random(1, 96)
+    folded = fold_linear(weight, bias, Numerics.of(torch.bfloat16, CPU), norm=norm, scale=scale, shift=shift, gate=gate)
+    exact = gate * F.linear(norm(x) * (1 + scale) + shift, weight, bias)
+    u = F.layer_norm(x.bfloat16(), (256,)) * (1 + scale.bfloat16()) + shift.bfloat16()
+    baseline = gate.bfloat16() * F.linear(u, weight.bfloat16(), bias.bfloat16())
+    assert_contract(linear(x.float(), folded.at(0)), exact, baseline)
+    assert linear_file.multiplies_bfloat16() == native

@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
             of_row = merge_statistics<8>(reinterpret_cast<const float2*>(call.statistics) + token * call.chunks,
                                          call.chunks, call.chunk, call.width);
         }
-        if (lane % 8 == 0) moments[row] = of_row;
+        if (lane % 8 == 0 && first + lane / 8 < own_rows) moments[row] = of_row;
     }
 
     Sums<Tile> sums = {};

@@ -6,6 +6,7 @@ where mean and rstd are the row statistics of x and `column_sums` holds the sums
 behind the GEMM, exact for any W, so that a kernel may normalise in its epilogue (fold.py packs W, bias and column_sums).
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -87,16 +88,22 @@ def reference(x: Tensor, constants: LinearConstants, gelu: bool = False) -> Tens
 
 @implementation("linear", "torch")
 def _torch(x: Tensor, constants: LinearConstants, gelu: bool) -> Tensor:
-    if x.device.type == "cpu":
-        return _cpu(x, constants, gelu)
     c = constants
-    if c.column_sums is not None:
-        x = modulate(x, c.scale, eps=EPS)
-    if c.gate is None:
-        y = F.linear(x, c.weight, c.bias)
+    if x.device.type == "cpu" and not (c.weight.dtype == torch.bfloat16 and multiplies_bfloat16()):
+        return _cpu(x, constants, gelu)
+    u = x if c.column_sums is None else modulate(x, c.scale, eps=EPS)
+    if c.gate is None and c.weight.dtype == x.dtype:
+        y = F.linear(u, c.weight, c.bias)
     else:
-        y = torch.addcmul(c.bias, F.linear(x, c.weight), c.gate.to(x.dtype))
+        product = F.linear(u.to(c.weight.dtype), c.weight).to(x.dtype)
+        y = product + c.bias if c.gate is None else torch.addcmul(c.bias, product, c.gate.to(x.dtype))
     return F.gelu(y) if gelu else y
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _cpu(x: Tensor, constants: LinearConstants, gelu: bool) -> Tensor:
