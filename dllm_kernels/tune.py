@@ -1,11 +1,11 @@
 """Timing the cuts of the streamed linear on a card, for the table kernels/stream.json.
 
-A cut is timed as it runs in a plan: a chain of launches in one CUDA graph, each consuming the last one's output, on weights
-that are cold in L2 because there are more of them than it holds. The library's GEMM runs in the same way beside them.
+A cut is timed as it runs in a plan: in a chain of launches in one CUDA graph, each consuming the last one's output, on
+weights that are cold in L2. First each shape among its equals, with the library's GEMM beside it; then the fastest cuts of a
+layer's shapes together (tune_layer.py), which also says whether a plan of that width streams at all.
 """
 
 import json
-import statistics
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -24,10 +24,13 @@ from dllm_kernels.kernels.stream import SHARED_BYTES, StreamConfig, block_bytes,
 from dllm_kernels.ops.packing import PackedWeight
 from dllm_kernels.ops.stream_linear import empty_workspace, launch, workspace_elements
 from dllm_kernels.report import notes
+from dllm_kernels.tune_layer import COLD_BYTES, MOST_LAUNCHES, LayerChain, graph_time, layer_shapes, random_bf16, refine
 
-_COLD_BYTES, _MOST_LAUNCHES, _REPLAYS = 2 * 10**9, 48, 5
+_OPTIONS = 12
 Launch = Callable[[Tensor, int, Tensor], None]
 """Takes an input [rows, width] and a weight's number, and writes the output [rows, outputs]."""
+Timings = list[tuple[StreamConfig | None, float]]
+"""Cuts, None for the library, and their microseconds."""
 
 
 def shapes(config: LDLMConfig) -> list[tuple[int, int]]:
@@ -44,8 +47,8 @@ def tune_shape(
     rows: int, outputs: int, width: int, device: torch.device, cuts: list[StreamConfig]
 ) -> Iterator[tuple[StreamConfig | None, float]]:
     """(cut, median microseconds a launch) of each cut; first (None, ...), the library's GEMM."""
-    count = max(8, min(_MOST_LAUNCHES, _COLD_BYTES // (2 * outputs * width)))
-    weights = [_random(outputs, width, device) for _ in range(count)]
+    count = max(8, min(MOST_LAUNCHES, COLD_BYTES // (2 * outputs * width)))
+    weights = [random_bf16(outputs, width, device) for _ in range(count)]
     bias = torch.zeros(outputs, device=device)
     yield None, chain_time(rows, outputs, width, count, lambda x, i, y: torch.mm(x, weights[i].T, out=y), device)
     for cut in cuts:
@@ -63,47 +66,34 @@ def tune_shape(
 def busy_cuts(
     rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES
 ) -> Iterator[StreamConfig]:
-    """The cuts without padding that give most SMs a block or more, with the deepest ring and with half of it."""
+    """The cuts without padding that give most SMs a block or more, with the deepest ring, one less, and half of it."""
     for config in candidates(rows, outputs, width, shared_bytes):
         blocks = tiles(config, rows, outputs) * config.slices
         if 0.7 * multiprocessors <= blocks <= 3.1 * multiprocessors and outputs % config.outputs == width % config.depth == 0:
-            for stages in sorted({config.stages, max(2, config.stages // 2)}):
+            for stages in sorted({config.stages, max(2, config.stages - 1), max(2, config.stages // 2)}):
                 yield StreamConfig(config.tile, config.slices, stages)
 
 
 def chain_time(rows: int, outputs: int, width: int, count: int, one: Launch, device: torch.device) -> float:
     """Median microseconds of one of `count` launches in a graph, each on what the last one has written."""
     # The next input begins with this output; the rest of it, if any, is what the buffer held.
-    buffers = [_random(rows, max(outputs, width), device).flatten() for _ in range(2)]
+    buffers = [random_bf16(rows, max(outputs, width), device).flatten() for _ in range(2)]
 
     def run() -> None:
         for i in range(count):
             x, y = buffers[i % 2], buffers[1 - i % 2]
             one(x[: rows * width].view(rows, width), i, y[: rows * outputs].view(rows, outputs))
 
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        run()
-    side.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    times = []
-    for _ in range(_REPLAYS + 1):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1000 / count)
-    return statistics.median(times[1:])
+    return graph_time(run, device) / count
 
 
-def entry(multiprocessors: int, rows: int, outputs: int, width: int, timed: list[tuple[StreamConfig | None, float]]) -> dict:
-    """What the table holds of a shape: its fastest cut and both times, in microseconds."""
+def entry(
+    multiprocessors: int, rows: int, outputs: int, width: int, timed: Timings, chosen: StreamConfig | None = None
+) -> dict:
+    """What the table holds of a shape: its fastest cut, or the one that was chosen for other reasons, with the cut's time
+    and the library's, in microseconds."""
     library = next(time for cut, time in timed if cut is None)
-    cut, best = min(((cut, time) for cut, time in timed if cut is not None), key=lambda pair: pair[1])
+    cut, own = min(((cut, time) for cut, time in timed if cut is not None and chosen in (None, cut)), key=lambda pair: pair[1])
     return {
         "multiprocessors": multiprocessors,
         "row_tiles": -(-rows // 64),
@@ -112,13 +102,14 @@ def entry(multiprocessors: int, rows: int, outputs: int, width: int, timed: list
         "tile": list(cut.tile),
         "slices": cut.slices,
         "stages": cut.stages,
-        "us": round(best, 2),
+        "us": round(own, 2),
         "library_us": round(library, 2),
     }
 
 
-def _random(rows: int, columns: int, device: torch.device) -> Tensor:
-    return (torch.randn(rows, columns, device=device) * columns**-0.5).bfloat16()
+def fastest(timed: Timings, count: int) -> list[StreamConfig]:
+    """The cuts that took the least time, the fastest first."""
+    return [cut for cut, _ in sorted(timed, key=lambda pair: pair[1]) if cut is not None][:count]
 
 
 def tune(
@@ -136,25 +127,38 @@ def tune(
         if missing is not None:
             raise ValueError(missing)
     path = stream.TABLE if output is None else output
-    table = json.loads(path.read_text()) if path.exists() else {"entries": []}
-    card = multiprocessors(device)
-    shared_bytes = block_bytes(shared_memory(device))
+    table = json.loads(path.read_text()) if path.exists() else {"entries": [], "layers": []}
+    card, shared_bytes = multiprocessors(device), block_bytes(shared_memory(device))
+    source = {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
+    timings: dict[tuple[int, int], Timings] = {}
     for outputs, width in shapes(config):
         cuts = list(busy_cuts(rows, outputs, width, card, shared_bytes))
         if not cuts:
             typer.echo(f"{outputs} x {width}: too small or uneven for a cut that fills the card; left to the rule", err=True)
             continue
         with notes.status(f"{outputs} x {width}"), torch.no_grad():
-            new = entry(card, rows, outputs, width, list(tune_shape(rows, outputs, width, device, cuts)))
-        new |= {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
-        typer.echo(f"{outputs} x {width}: {new['us']} us, the library {new['library_us']} us, {new['tile']}")
-        merge(table["entries"], new)
-        path.write_text(json.dumps(table, indent=1) + "\n")
+            timings[outputs, width] = list(tune_shape(rows, outputs, width, device, cuts))
+    chosen: dict[tuple[int, int], StreamConfig] = {}
+    layer = layer_shapes(config.dim)
+    if all(shape in timings for shape in layer.values()):
+        with notes.status("a layer"), torch.no_grad():
+            chain = LayerChain(rows, config.dim, config.num_heads, device)
+            options = {name: fastest(timings[shape], _OPTIONS) for name, shape in layer.items()}
+            cuts, us = refine({name: cuts[0] for name, cuts in options.items()}, options, chain.streamed)
+            library_us = chain.library()
+        chosen = {shape: cuts[name] for name, shape in layer.items()}
+        new = {"multiprocessors": card, "row_tiles": -(-rows // 64), "dim": config.dim}
+        merge(table["layers"], new | {"us": round(us, 2), "library_us": round(library_us, 2)} | source, tuple(new))
+        typer.echo(f"a layer of width {config.dim}: {us:.2f} us, with the library's GEMMs {library_us:.2f} us")
+    for shape, timed in timings.items():
+        new = entry(card, rows, *shape, timed, chosen.get(shape))
+        typer.echo(f"{shape[0]} x {shape[1]}: {new['us']} us, the library {new['library_us']} us, {new['tile']}")
+        merge(table["entries"], new | source, ("multiprocessors", "row_tiles", "outputs", "width"))
+    path.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def merge(entries: list[dict], new: dict) -> None:
-    """Puts an entry in the place of the one for the same shape and number of SMs, or at the end."""
-    keys = ("multiprocessors", "row_tiles", "outputs", "width")
+def merge(entries: list[dict], new: dict, keys: tuple[str, ...]) -> None:
+    """Puts an entry in the place of the one with the same `keys`, or at the end."""
     for index, old in enumerate(entries):
         if all(old[key] == new[key] for key in keys):
             entries[index] = new

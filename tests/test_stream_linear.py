@@ -12,7 +12,6 @@ from dllm_kernels.kernels.stream import (
     SHARED_BYTES,
     TILES,
     StreamConfig,
-    Timed,
     block_bytes,
     candidates,
     choose,
@@ -191,6 +190,7 @@ def test_what_is_streamed(monkeypatch, backend, rows, as_for, shape, expected):
     """Where the table has no entry."""
     monkeypatch.setattr("dllm_kernels.ops.stream_linear.cuda_obstacle", lambda device: None)
     monkeypatch.setattr(stream, "_table", dict)
+    monkeypatch.setattr(stream, "_layers", dict)
     cut = cut_for(rows, *shape, torch.bfloat16, torch.device("cpu"), backend, as_for)
     assert (cut is not None) == expected
     if expected:
@@ -225,37 +225,26 @@ def test_the_next_kernels_block_fits_beside_a_block_where_it_can():
     assert block_bytes(100 * 1024) == SHARED_BYTES
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """A table of one entry, and its cut."""
-    config, entries = StreamConfig((8, 1, 2, 8, 1), 2, 3), {}
-    monkeypatch.setattr(stream, "_table", lambda: entries)
-    entries[132, 1, 6144, 2048] = Timed(config, 9.0, 8.0)
-    return entries, config
-
-
-def test_a_shape_that_was_timed_takes_its_cut_from_the_table(timed):
-    _, config = timed
+def test_a_shape_that_was_timed_takes_its_cut_from_the_table(monkeypatch):
+    config = StreamConfig((8, 1, 2, 8, 1), 2, 3)
+    monkeypatch.setattr(stream, "_table", lambda: {(132, 1, 6144, 2048): config})
     assert choose(132, 64, 6144, 2048) is config
     assert choose(170, 64, 6144, 2048) == derived(170, 64, 6144, 2048)
     assert choose(132, 65, 6144, 2048) == derived(132, 65, 6144, 2048)
     assert choose(132, 64, 6144, 2048, 60_000) == derived(132, 64, 6144, 2048, 60_000)
 
 
-def test_a_shape_that_was_timed_is_streamed_where_it_was_faster(timed):
-    entries, config = timed
-    assert not wins(132, 64, 6144, 2048) and wins(170, 64, 6144, 2048)
-    entries[132, 1, 6144, 2048] = Timed(config, 7.9, 8.0)
-    entries[132, 2, 6144, 2048] = Timed(config, 7.9, 8.0)
-    entries[132, 1, 20480, 5120] = Timed(config, 7.9, 8.0)
-    assert wins(132, 64, 6144, 2048)
-    # No generation was timed with these.
-    assert not wins(132, 65, 6144, 2048) and not wins(132, 64, 20480, 5120)
+def test_a_plan_streams_where_a_whole_layer_was_faster(monkeypatch):
+    monkeypatch.setattr(stream, "_layers", lambda: {(132, 1, 2048): False, (132, 2, 2048): True, (132, 1, 5120): True})
+    for outputs, width in ((6144, 2048), (2048, 8192), (16384, 2048)):
+        assert not wins(132, 64, outputs, width) and wins(132, 65, outputs, width)
+    assert wins(132, 64, 20480, 5120) and not wins(132, 65, 20480, 5120)
+    # Where none was timed, the sizes decide.
+    assert wins(170, 64, 6144, 2048) and not wins(170, 65, 6144, 2048) and not wins(170, 64, 20480, 5120)
 
 
 def test_the_table_fits():
-    for (_, row_tiles, outputs, width), entry in stream._table().items():
-        config = entry.config
+    for (_, row_tiles, outputs, width), config in stream._table().items():
         assert config.shared_bytes <= block_bytes(228 * 1024) and config.stages >= 2
         assert (config.tile, config.slices) in {
             (c.tile, c.slices) for c in candidates(64 * row_tiles, outputs, width, block_bytes(228 * 1024))

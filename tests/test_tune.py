@@ -13,6 +13,7 @@ from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import StreamConfig
 from dllm_kernels.plan import Plan
 from dllm_kernels.sources import LiveModel
+from dllm_kernels.tune_layer import LayerChain, layer_shapes, refine
 from tests.command import run
 
 CPU = torch.device("cpu")
@@ -57,20 +58,57 @@ def test_an_entry_holds_the_fastest_cut_and_both_times():
     }
 
 
+def test_an_entry_holds_the_cut_that_was_chosen_for_the_layer():
+    slow, fast = StreamConfig((8, 1, 2, 8, 1), 2, 4), StreamConfig((4, 2, 2, 4, 2), 4, 3)
+    made = module.entry(132, 64, 512, 256, [(None, 9.0), (slow, 8.0), (fast, 7.0)], slow)
+    assert (made["tile"], made["slices"], made["stages"], made["us"]) == ([8, 1, 2, 8, 1], 2, 4, 8.0)
+
+
+def test_the_fastest_cuts():
+    cuts = [StreamConfig((8, 1, 2, 8, 1), slices, 4) for slices in (1, 2, 3)]
+    timed = [(None, 1.0), (cuts[0], 8.0), (cuts[1], 6.0), (cuts[2], 7.0)]
+    assert module.fastest(timed, 2) == [cuts[1], cuts[2]] and module.fastest(timed, 9) == [cuts[1], cuts[2], cuts[0]]
+
+
+def test_cuts_are_chosen_for_each_other():
+    """Two cuts that are worse alone are better together with the right neighbour; none that gains nothing is taken."""
+    cuts = {slices: StreamConfig((8, 1, 2, 8, 1), slices, 4) for slices in (1, 2, 3)}
+    asked = []
+
+    def time(chosen):
+        asked.append(chosen)
+        qkv, out = chosen["qkv"].slices, chosen["out"].slices
+        return {(1, 1): 10.0, (1, 2): 9.0, (1, 3): 9.5, (2, 1): 10.5, (2, 2): 9.2, (2, 3): 8.0}.get((qkv, out), 11.0)
+
+    options = {"qkv": [cuts[1], cuts[2], cuts[3]], "out": [cuts[1], cuts[2], cuts[3]]}
+    found, us = refine({"qkv": cuts[2], "out": cuts[1]}, options, time)
+    assert (found["qkv"].slices, found["out"].slices, us) == (1, 2, 9.0)
+    found, us = refine({"qkv": cuts[2], "out": cuts[2]}, options | {"qkv": [cuts[2]]}, time)
+    assert (found["qkv"].slices, found["out"].slices, us) == (2, 3, 8.0)
+    assert all(set(chosen) == {"qkv", "out"} for chosen in asked)
+
+
+def test_a_cut_that_was_fast_once_is_not_taken():
+    cuts = [StreamConfig((8, 1, 2, 8, 1), slices, 4) for slices in (1, 2)]
+    times = iter([5.0, 4.0, 6.0])
+    assert refine({"qkv": cuts[0]}, {"qkv": cuts}, lambda _: next(times)) == ({"qkv": cuts[0]}, 5.0)
+
+
 def test_an_entry_takes_the_place_of_the_one_for_its_shape():
     one = {"multiprocessors": 132, "row_tiles": 1, "outputs": 8, "width": 8, "us": 1}
     other = one | {"multiprocessors": 170}
     entries = [one, other]
-    module.merge(entries, one | {"us": 2})
-    module.merge(entries, one | {"width": 16})
+    keys = ("multiprocessors", "row_tiles", "outputs", "width")
+    module.merge(entries, one | {"us": 2}, keys)
+    module.merge(entries, one | {"width": 16}, keys)
     assert [e["us"] for e in entries] == [2, 1, 1]
     assert [(e["multiprocessors"], e["width"]) for e in entries] == [(132, 8), (170, 8), (132, 16)]
 
 
 def test_every_entry_of_the_table_says_where_it_is_from():
-    entries = json.loads(stream.TABLE.read_text())["entries"]
-    assert entries
-    for entry in entries:
+    table = json.loads(stream.TABLE.read_text())
+    assert table["entries"] and table["layers"]
+    for entry in table["entries"] + table["layers"]:
         assert entry["card"] and entry["date"] and entry["torch"] and entry["us"] > 0 and entry["library_us"] > 0
 
 
@@ -85,3 +123,10 @@ def test_the_times_of_a_small_shape():
     cuts = list(module.busy_cuts(64, 2048, 1024, 132))[:3]
     timed = dict(module.tune_shape(64, 2048, 1024, torch.device("cuda"), cuts))
     assert len(timed) == 4 and all(0.5 < time < 1000 for time in timed.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was timed")
+def test_the_times_of_a_small_layer():
+    chain = LayerChain(64, 512, 8, torch.device("cuda"))
+    cuts = {name: stream.choose(132, 64, *shape) for name, shape in layer_shapes(512).items()}
+    assert 1 < chain.streamed(cuts) < 1000 and 1 < chain.library() < 1000

@@ -15,7 +15,7 @@ RESERVED_BYTES = 1024
 TABLE = Path(__file__).with_suffix(".json")
 """Where the timings are; `dllm-kernels tune` writes it."""
 MOST_ROWS, MOST_WIDTH, MOST_VALUES = 64, 2048, 2**25
-"""The most rows of a call, lesser dimension of a weight and values of it with which a whole generation was timed
+"""The most rows of a call, lesser dimension of a weight and values of it that are streamed where no layer was timed
 (docs/kernels.md)."""
 BARRIER_BYTES, MOST_STAGES, INPUT_STAGES, MOST_SLICES = 160, 16, 4, 8
 TILES = (
@@ -120,45 +120,39 @@ def derived(multiprocessors: int, rows: int, outputs: int, width: int, shared_by
     return min(candidates(rows, outputs, width, shared_bytes), key=cost)
 
 
-@dataclass(frozen=True)
-class Timed:
-    """An entry of the table: the fastest cut of a shape, its microseconds, and those of the library's GEMM beside it."""
-
-    config: StreamConfig
-    us: float
-    library_us: float
-
-
 @functools.cache
-def _table() -> dict[tuple[int, int, int, int], Timed]:
-    entries = json.loads(TABLE.read_text())["entries"]
+def _table() -> dict[tuple[int, int, int, int], StreamConfig]:
+    """The cut by SMs, row tiles, outputs and width."""
     keys = ("multiprocessors", "row_tiles", "outputs", "width")
     return {
-        tuple(entry[key] for key in keys): Timed(
-            StreamConfig(tuple(entry["tile"]), entry["slices"], entry["stages"]), entry["us"], entry["library_us"]
-        )
-        for entry in entries
+        tuple(entry[key] for key in keys): StreamConfig(tuple(entry["tile"]), entry["slices"], entry["stages"])
+        for entry in json.loads(TABLE.read_text())["entries"]
     }
 
 
-def _timed(multiprocessors: int, rows: int, outputs: int, width: int) -> Timed | None:
-    """The entry for a GEMM of `rows` x `width` by `outputs` x `width`: timings are for whole tiles of 64 rows."""
-    return _table().get((multiprocessors, -(-rows // 64), outputs, width))
+@functools.cache
+def _layers() -> dict[tuple[int, int, int], bool]:
+    """Whether a whole layer was faster streamed, by SMs, row tiles and width."""
+    keys = ("multiprocessors", "row_tiles", "dim")
+    return {
+        tuple(entry[key] for key in keys): entry["us"] < entry["library_us"]
+        for entry in json.loads(TABLE.read_text())["layers"]
+    }
 
 
 def choose(multiprocessors: int, rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES) -> StreamConfig:
     """The cut for a GEMM of `rows` x `width` by `outputs` x `width`, in blocks of at most `shared_bytes`: the table's where
-    the shape was timed on a card with as many SMs, otherwise the derived one."""
-    timed = _timed(multiprocessors, rows, outputs, width)
-    if timed and timed.config.shared_bytes <= shared_bytes:
-        return timed.config
+    the shape was timed, in whole tiles of 64 rows, on a card with as many SMs, otherwise the derived one."""
+    timed = _table().get((multiprocessors, -(-rows // 64), outputs, width))
+    if timed and timed.shared_bytes <= shared_bytes:
+        return timed
     return derived(multiprocessors, rows, outputs, width, shared_bytes)
 
 
 def wins(multiprocessors: int, rows: int, outputs: int, width: int) -> bool:
-    """Whether `auto` streams a layer rather than let the library multiply and other kernels do what surrounds it: within
-    what a generation was timed with, and not where the table has the library's GEMM alone as faster."""
-    if rows > MOST_ROWS or min(outputs, width) > MOST_WIDTH or outputs * width > MOST_VALUES:
-        return False
-    timed = _timed(multiprocessors, rows, outputs, width)
-    return timed is None or timed.us < timed.library_us
+    """Whether `auto` streams a layer rather than let the library multiply and other kernels do what surrounds it. A plan
+    does the one or the other: what was timed is a whole layer of the weight's lesser dimension; where none was, the
+    sizes decide for which it won elsewhere."""
+    dim = min(outputs, width)
+    small = rows <= MOST_ROWS and dim <= MOST_WIDTH and outputs * width <= MOST_VALUES
+    return _layers().get((multiprocessors, -(-rows // 64), dim), small)
