@@ -1,5 +1,7 @@
 """The harness's timing on a made-up machine: a clock that only calls move, and a card that says its state."""
 
+import gc
+
 import pytest
 import torch
 
@@ -115,3 +117,16 @@ def test_the_host_is_timed_by_its_own_clock(monkeypatch):
     ticks = iter([10.0, 12.5])
     monkeypatch.setattr("dllm_kernels.bench.timing.time.perf_counter", lambda: next(ticks))
     assert stopwatch(torch.device("cpu"))(lambda: None) == 2.5
+
+
+def test_no_garbage_is_collected_in_anybodys_turn():
+    seen = []
+    in_turns({"one": lambda: seen.append(gc.isenabled())}, stopwatch(torch.device("cpu")), Sample, Effort(rounds=3, warm_s=0))
+    assert len(seen) >= 3 and not any(seen[-3:]) and gc.isenabled()
+
+    def fails():
+        raise RuntimeError("a contender that fails")
+
+    with pytest.raises(RuntimeError, match="a contender"):
+        in_turns({"one": fails}, stopwatch(torch.device("cpu")), Sample, Effort(rounds=3, warm_s=0))
+    assert gc.isenabled()

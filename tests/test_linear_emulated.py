@@ -52,7 +52,7 @@ def problem(
     next_scale: bool = False,
     left: bool = False,
 ) -> dict:
-    """Tensors of a call, by name. With a `chunk` the input is normalised, and its rows' mean is 100 times their deviation.
+    """Tensors of a call, by name. With a `chunk` the input is normalised, and its rows' mean is many times their deviation.
 
     The input is what the call `after` writes, if one is given; it is then normalised with the statistics that it left.
     """
@@ -67,7 +67,8 @@ def problem(
         plain, scale, chunk = after["y"], after["next_scale"], after["config"].outputs if chunk else 0
         x, statistics = after["scaled"] if scaled else plain, after["left"]
     else:
-        plain = random(rows, width, mean=100 if chunk else 0.5).bfloat16()
+        # The columns' trend makes the chunks' means differ.
+        plain = (random(rows, width, mean=100 if chunk else 0.5) + torch.linspace(-2, 2, width)).bfloat16()
         scale = random(width) / 4
         x, statistics = (plain * (1 + scale)).bfloat16() if scaled else plain, row_statistics(plain, chunk)
     factor = 1 + scale.double() if scaled else torch.ones(width, dtype=torch.float64)

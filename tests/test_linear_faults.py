@@ -10,7 +10,7 @@ from tests.test_linear_emulated import KERNEL, SEEDS, check, cut, problem, run, 
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
 
-STREAM = "csrc/include/dllm/weight_stream.cuh"
+STREAM, ROWS = "csrc/include/dllm/weight_stream.cuh", "csrc/include/dllm/rows.cuh"
 
 
 def faulty_calls(faulty: emulate.Emulator, fault: int, seed: int) -> None:
@@ -32,7 +32,7 @@ INPUT_FILLING = "«barrier_wait(input_full_ + input_slot, stage_ / Tile::kInputS
 LEAVING = "«__syncthreads();»\n            if (threadIdx.x == 0)"
 REFILLING = "if («threadIdx.x == 0») {\n                if (stage_"
 PEERS_READY, PEERS_DONE = "«cluster_arrive();\n        cluster_wait();»", "«cluster_arrive_relaxed();\n        cluster_wait();»"
-TAKEN, TAKEN_PEER = "«first + s < slices») {\n                        action", "«first + s < slices») parts[s] ="
+TAKEN, TAKEN_PEER = "«first + s < slices») {\n                        action", "«first + s < slices») action(parts[s]"
 STREAM_FAULTS = {
     # name: file, where, and what stands there instead
     "the filling of a slot not waited for": (STREAM, FILLING, ""),
@@ -137,9 +137,13 @@ FAULTS = STREAM_FAULTS | {
         "from = «token < call.residual_rows ? token : token % call.residual_rows»;",
         "token",
     ),
-    "means of a whole last chunk": (KERNEL, "chunks[i].x * «columns(i)»;", "static_cast<float>(chunk)"),
-    "squares of a whole last chunk": (KERNEL, "(one.x - mean) * «columns(i)»;", "static_cast<float>(chunk)"),
-    "the means of chunks taken for equal": (KERNEL, "one.y + «(one.x - mean) * (one.x - mean)» *", "0"),
+    "means of a whole last chunk": (ROWS, "mean += chunks[i].x * «columns(i)»;", "static_cast<float>(chunk)"),
+    "squares of a whole last chunk": (ROWS, "(one.x - mean) * «columns(i)»;", "static_cast<float>(chunk)"),
+    "the means of chunks taken for equal": (ROWS, "one.y + «(one.x - mean) * (one.x - mean)» *", "0"),
+    "the means of the first chunks taken for equal": (ROWS, "first.y + «(first.x - mean) * (first.x - mean)» *", "0"),
+    "squares of chunks after the last": (ROWS, "squares = «lane < count» ?", "true"),
+    "the first chunk twice": (ROWS, "float mean = first.x * columns(lane);\n    for (uint32_t i = «lane + kLanes»;", "lane"),
+    "statistics of rows read too early": (KERNEL, "statistics = «read_ahead(first + kStep)»;", "read_ahead(first)"),
     "rows not centred": (KERNEL, "product.x - «mean_and_factor.x» *", "0"),
     "no gate": (KERNEL, "value[0] *= «gate.x»", "1"),
     "no GELU": (KERNEL, "«value[i] = gelu(value[i]);»", ""),
@@ -148,18 +152,14 @@ FAULTS = STREAM_FAULTS | {
     "squares of unrounded values": (KERNEL, "written[quad][i] = «rounded[i]»;", "value[i]"),
     "statistics of padding": (KERNEL, "squares += «real[quad]» ?", "true"),
     "statistics of the first block": (KERNEL, "[token * column_blocks + «column_block»]", "0"),
-    "statistics of the first slice's rows": (
-        KERNEL,
-        "token = «first_row + own_begin * 8 + row»;\n            of_row",
-        "first_row + row",
-    ),
-    "rows after the own ones": (KERNEL, "row = «min(first + lane / kLanes, own_rows - 1)»;", "first + lane / kLanes"),
-    "outputs of one half twice": (KERNEL, "output = «quad * (Tile::kOutputs / 2)» + lane", "0"),
+    "statistics of the first slice's rows": (KERNEL, "static_cast<size_t>(«first_own + row») * call.chunks", "first_row + row"),
+    "rows after the own ones": (KERNEL, "return «min(first + lane / kLanes, own_rows - 1)»;", "first + lane / kLanes"),
+    "outputs of one half twice": (KERNEL, "return «quad * (Tile::kOutputs / 2)» + lane", "0"),
     "sums over a part of a row's lanes": (KERNEL, "mean = «sum_over<kLanes>(total)» /", "sum_over<kLanes / 2>(total)"),
-    "the mean of the first row": (KERNEL, "mean_and_factor = moments[«row»]", "0"),
+    "the statistics of the first row": (KERNEL, "(statistics_of(«row»), ahead", "0"),
     "pieces of the first slice": (KERNEL, "item = «own_begin * kPieces» + warp", "0"),
     "pieces of all slices": (KERNEL, "items = «own_end * kPieces»", "tiles * kPieces"),
-    "the first slice's rows of the result": (KERNEL, "product_at(result + («own_begin * 8» + row)", "0"),
+    "the first slice's rows of the result": (KERNEL, "(result + («own_begin * 8» + row)", "0"),
 }
 HOPPER_FAULTS = STREAM_FAULTS | {
     "no warpgroup_begin": (STREAM, "«warpgroup_begin();»", ""),
@@ -185,12 +185,12 @@ HOPPER_FAULTS = STREAM_FAULTS | {
     "what peers wrote not made visible": (KERNEL, PEERS_READY, "cluster_arrive_relaxed(); cluster_wait();"),
     "peers left that still read": (KERNEL, PEERS_DONE, ""),
     "no other threads waited for where there are no peers": (KERNEL, "} else {\n        «__syncthreads();»", ""),
-    "the own sums only": (KERNEL, "if («!kClusters || slices == 1») return", "true"),
-    "the last peer left out": (KERNEL, "«first + s < slices») {\n                    total", "first + s + 1 < slices"),
+    "the own sums only": (KERNEL, "if («!kClusters || slices == 1») {", "true"),
+    "the last peer left out": (KERNEL, TAKEN_PEER, "first + s + 1 < slices"),
     "a peer after the last": (KERNEL, TAKEN_PEER, "first + s <= slices"),
-    "a peer twice": (KERNEL, "read_peer(reinterpret_cast<const float4*>(place), «first + s»)", "first + s / 2 * 2"),
-    "peers after the fourth left out": (KERNEL, "«first < slices»; first += 4", "first < 1"),
-    "the first slice's rows of the result": (KERNEL, "product_at(result + («own_begin * 8» + row)", "0"),
+    "a peer twice": (KERNEL, "part = read_peer(at(quad), «s»)", "s / 2 * 2"),
+    "peers of the first half left out": (KERNEL, "sum = {«sum.x + part.x»,", "part.x"),
+    "the first slice's rows of the result": (KERNEL, "(result + («own_begin * 8» + row)", "0"),
 }
 OF_CARDS = {"portable": FAULTS, "hopper": HOPPER_FAULTS}
 

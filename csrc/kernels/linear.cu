@@ -10,25 +10,24 @@
 
 #include "dllm/kernels.h"
 #include "dllm/launch.cuh"
+#include "dllm/rows.cuh"
 #include "dllm/weight_stream.cuh"
 
 namespace dllm {
 namespace {
 
-constexpr float kEpsilon = 1e-5f;
 // Places that a thread watches at once when it takes others' sums.
 constexpr int kPeeks = 8;
 
 // Blocks of a cluster at most, on every card that has them.
 constexpr uint32_t kMostClustered = 8;
 
-// Shared memory: barriers, the mean and 1 / std of the own rows, the block's part of four vectors, the own rows of the
-// residual, the ring; later in the ring's place the result (float32, rows a few banks apart).
+// Shared memory: barriers, the block's part of four vectors, the own rows of the residual, the ring; later in the
+// ring's place the result (float32, rows a few banks apart).
 template <typename Tile>
 struct Layout {
     static constexpr int kPitch = Tile::kOutputs + 4;
-    static constexpr int kMoments = Tile::kBarrierBytes;
-    static constexpr int kVectors = kMoments + Tile::kRows * 8;
+    static constexpr int kVectors = Tile::kBarrierBytes;
     static constexpr int kResidual = kVectors + 4 * Tile::kOutputs * 4;
     // Rows that one slice owns at most.
     static __host__ __device__ int most_rows(int slices) { return (Tile::kRows / 8 + slices - 1) / slices * 8; }
@@ -39,46 +38,6 @@ struct Layout {
         return ring(slices, with_residual) + std::max(Tile::ring_bytes(stages), Tile::kRows * kPitch * 4);
     }
 };
-
-// Over `kLanes` neighbouring lanes, for each of them.
-template <int kLanes>
-__device__ __forceinline__ float sum_over(float value) {
-#pragma unroll
-    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-        value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
-    }
-    return value;
-}
-
-// A row's statistics (mean, sum of squared deviations), given in chunks of `chunk` columns, as its mean and 1 / std, by
-// `kLanes` lanes.
-template <int kLanes>
-__device__ __forceinline__ float2 merge_statistics(const float2* chunks, uint32_t count, uint32_t chunk,
-                                                   uint32_t width) {
-    const auto columns = [&](uint32_t i) { return static_cast<float>(min(chunk, width - i * chunk)); };
-    float mean = 0;
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x % kLanes; i < count; i += kLanes) {
-        mean += chunks[i].x * columns(i);
-    }
-    mean = sum_over<kLanes>(mean) / static_cast<float>(width);
-    float squares = 0;
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x % kLanes; i < count; i += kLanes) {
-        const float2 one = chunks[i];
-        squares += one.y + (one.x - mean) * (one.x - mean) * columns(i);
-    }
-    return {mean, rsqrtf(sum_over<kLanes>(squares) / static_cast<float>(width) + kEpsilon)};
-}
-
-// x Phi(x), with erfc by Abramowitz and Stegun 7.1.26, whose error of 1.5e-7 is far below bfloat16's rounding.
-__device__ __forceinline__ float gelu(float x) {
-    const float t = __fdividef(1.0f, 1.0f + 0.23164189f * fabsf(x));
-    const float polynomial =
-        t * (0.127414796f + t * (-0.142248368f + t * (0.71070687f + t * (-0.726576013f + t * 0.53070271f))));
-    const float tail = polynomial * __expf(-0.5f * x * x);
-    return x * (x < 0 ? tail : 1.0f - tail);
-}
 
 // Adds up kItems places a thread, kThreads apart, over the slices, `stride` apart, and empties them.
 template <int kItems, int kThreads>
@@ -105,6 +64,36 @@ __device__ __forceinline__ void take(float4* place, uint32_t stride, uint32_t sl
         each([&](float4& value, float4* at, float4& sum) {
             sum = {sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w};
             clear(at);
+        });
+    }
+}
+
+// The sums of all slices, in their order, at two places `apart`. kAtOnce slices' are on their way at once:
+// the other blocks of the cluster are far.
+template <int kAtOnce>
+__device__ __forceinline__ void add_up(const float* place, int apart, uint32_t slices, float4 (&sums)[2]) {
+    const auto at = [&](int quad) { return reinterpret_cast<const float4*>(place + quad * apart); };
+    if (!kClusters || slices == 1) {
+        sums[0] = *at(0), sums[1] = *at(1);
+        return;
+    }
+    sums[0] = sums[1] = {};
+#pragma unroll
+    for (uint32_t first = 0; first < kMostClustered; first += kAtOnce) {
+        float4 parts[kAtOnce][2];
+        const auto each = [&](auto action) {
+#pragma unroll
+            for (uint32_t s = 0; s < kAtOnce; ++s) {
+#pragma unroll
+                for (int quad = 0; quad < 2; ++quad) {
+                    if (first + s < slices) action(parts[s][quad], first + s, quad);
+                }
+            }
+        };
+        each([&](float4& part, uint32_t s, int quad) { part = read_peer(at(quad), s); });
+        each([&](const float4& part, uint32_t, int quad) {
+            float4& sum = sums[quad];
+            sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
         });
     }
 }
@@ -172,18 +161,19 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
         }
     }
     copies_commit();
-    float2* const moments = reinterpret_cast<float2*>(shared_memory() + Place::kMoments);
-    for (uint32_t first = warp * 4; first < own_rows; first += Tile::kWarps * 4) {
-        // Eight lanes a row.
-        const uint32_t row = min(first + lane / 8, own_rows - 1);
-        float2 of_row{0, 1};
-        if (call.column_sums) {
-            const size_t token = first_row + own_begin * 8 + row;
-            of_row = merge_statistics<8>(reinterpret_cast<const float2*>(call.statistics) + token * call.chunks,
-                                         call.chunks, call.chunk, call.width);
-        }
-        if (lane % 8 == 0 && first + lane / 8 < own_rows) moments[row] = of_row;
-    }
+    // A lane has eight outputs of a row, four and four, so that a warp finishes several rows at once; beyond the last
+    // it does that one again. The statistics of its first row are read ahead.
+    constexpr uint32_t kLanes = Tile::kOutputs / 8, kRowsAtOnce = 32 / kLanes, kStep = Tile::kWarps * kRowsAtOnce;
+    const uint32_t first_own = first_row + own_begin * 8;
+    const auto row_from = [&](uint32_t first) { return min(first + lane / kLanes, own_rows - 1); };
+    const auto statistics_of = [&](uint32_t row) {
+        return reinterpret_cast<const float2*>(call.statistics) + static_cast<size_t>(first_own + row) * call.chunks;
+    };
+    const auto read_ahead = [&](uint32_t first) {
+        const bool there = call.column_sums && first < own_rows && lane % kLanes < call.chunks;
+        return there ? statistics_of(row_from(first))[lane % kLanes] : float2{0, 0};
+    };
+    float2 statistics = read_ahead(warp * kRowsAtOnce);
 
     Sums<Tile> sums = {};
     stream.next(sums);
@@ -246,41 +236,27 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
     } else {
         __syncthreads();
     }
-    // The sum of all slices, in their order.
-    const auto product_at = [&](const float* place) {
-        if (!kClusters || slices == 1) return *reinterpret_cast<const float4*>(place);
-        float4 total{};
-        for (uint32_t first = 0; first < slices; first += 4) {
-            float4 parts[4];
-#pragma unroll
-            for (uint32_t s = 0; s < 4; ++s) {
-                if (first + s < slices) parts[s] = read_peer(reinterpret_cast<const float4*>(place), first + s);
-            }
-#pragma unroll
-            for (uint32_t s = 0; s < 4; ++s) {
-                if (first + s < slices) {
-                    total = {total.x + parts[s].x, total.y + parts[s].y, total.z + parts[s].z, total.w + parts[s].w};
-                }
-            }
+    for (uint32_t first = warp * kRowsAtOnce; first < own_rows; first += kStep) {
+        const uint32_t row = row_from(first);
+        const size_t token = first_own + row;
+        const float2 ahead = statistics;
+        statistics = read_ahead(first + kStep);
+        const auto output_of = [&](int quad) { return quad * (Tile::kOutputs / 2) + lane % kLanes * 4; };
+        float4 products[2];
+        add_up<Tile::kWarps <= 8 ? 8 : 2>(result + (own_begin * 8 + row) * Place::kPitch + output_of(0),
+                                          Tile::kOutputs / 2, slices, products);
+        float2 mean_and_factor{0, 1};
+        if (call.column_sums) {
+            mean_and_factor = merge_statistics<kLanes>(statistics_of(row), ahead, call.chunks, call.chunk, call.width);
         }
-        return total;
-    };
-
-    // A lane has eight outputs of a row, four and four, so that a warp finishes several rows at once; beyond the last
-    // it does that one again.
-    constexpr uint32_t kLanes = Tile::kOutputs / 8, kRowsAtOnce = 32 / kLanes;
-    for (uint32_t first = warp * kRowsAtOnce; first < own_rows; first += Tile::kWarps * kRowsAtOnce) {
-        const uint32_t row = min(first + lane / kLanes, own_rows - 1);
-        const size_t token = first_row + own_begin * 8 + row;
-        const float2 mean_and_factor = moments[row];
         float written[2][4], total = 0;
         bool real[2];
 #pragma unroll
         for (int quad = 0; quad < 2; ++quad) {
-            const uint32_t output = quad * (Tile::kOutputs / 2) + lane % kLanes * 4;
+            const uint32_t output = output_of(quad);
             real[quad] = output < outputs;  // what is not is zero
             const float* const at = vectors + output;
-            const float4 product = product_at(result + (own_begin * 8 + row) * Place::kPitch + output);
+            const float4 product = products[quad];
             const float4 bias = *reinterpret_cast<const float4*>(at);
             const float4 column_sums = *reinterpret_cast<const float4*>(at + Tile::kOutputs);
             float value[4] = {mean_and_factor.y * (product.x - mean_and_factor.x * column_sums.x),

@@ -75,7 +75,7 @@ class StreamConfig:
     def shared_bytes(self) -> int:
         """Shared memory of a block, with a residual (Layout in csrc/kernels/linear.cu)."""
         own_rows = -(-self.rows // 8 // self.slices) * 8
-        before = BARRIER_BYTES + 8 * self.rows + 16 * self.outputs + 2 * own_rows * self.outputs
+        before = BARRIER_BYTES + 16 * self.outputs + 2 * own_rows * self.outputs
         ring = self.stages * self.stage_bytes + self.input_bytes
         return -(-before // 512) * 512 + max(ring, 4 * self.rows * (self.outputs + 4))
 

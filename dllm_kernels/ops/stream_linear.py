@@ -59,14 +59,9 @@ def empty_workspace(elements: int, device: torch.device) -> Tensor:
 def row_statistics(x: Tensor, chunk: int | None = None) -> Tensor:
     """(mean, sum of squared deviations) of each row of x [..., K] in chunks of `chunk` columns (all of them for None):
     [rows, chunks, 2], float32 (float64 for float64), the last chunk maybe shorter."""
-    pairs = []
-    for part in x.flatten(0, -2).to(torch.promote_types(x.dtype, torch.float32)).split(chunk or x.shape[-1], dim=-1):
-        mean = part.mean(-1, keepdim=True)
-        centred = part - mean
-        # What the mean's rounding left in the deviations.
-        rest = centred.mean(-1, keepdim=True)
-        pairs.append(torch.cat((mean + rest, (centred - rest).square().sum(-1, keepdim=True)), dim=-1))
-    return torch.stack(pairs, dim=1)
+    parts = x.flatten(0, -2).to(torch.promote_types(x.dtype, torch.float32)).split(chunk or x.shape[-1], dim=-1)
+    pairs = [(part.shape[-1], *torch.var_mean(part, dim=-1, correction=0)) for part in parts]
+    return torch.stack([torch.stack((mean, variance * columns), dim=-1) for columns, variance, mean in pairs], dim=1)
 
 
 def reference(

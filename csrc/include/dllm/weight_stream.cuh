@@ -66,7 +66,7 @@ class WeightStream {
         : source_(source),
           all_stages_(source.stages * source.products),
           ring_stages_(ring_stages),
-          trigger_(all_stages_ > ring_stages + kLead ? all_stages_ - ring_stages - kLead : kAtOnce),
+          trigger_(all_stages_ > ring_stages ? all_stages_ - ring_stages : kAtOnce),
           weights_full_(barriers),
           input_full_(barriers + Tile::kMostStages),
           weights_(ring),
@@ -217,9 +217,9 @@ class WeightStream {
         }
     }
 
-    // The next kernel may begin so many stages before the last one is asked for: its blocks take a while to arrive, and
-    // what they ask for would come in the way of what this kernel waits for.
-    static constexpr uint32_t kLead = 4, kAtOnce = 0xFFFFFFFFu;
+    // The next kernel may begin when this one has asked for all of its weights: what the next one asks for would come
+    // in their way.
+    static constexpr uint32_t kAtOnce = 0xFFFFFFFFu;
 
     const StreamSource source_;
     const uint32_t all_stages_, ring_stages_, trigger_;
