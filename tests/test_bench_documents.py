@@ -8,7 +8,7 @@ import pytest
 
 from dllm_kernels.bench import published
 from dllm_kernels.bench.documents import documents
-from dllm_kernels.bench.peers import EAGER_BF16, GRAPH, OURS, PUBLISHED_FP32
+from dllm_kernels.bench.peers import EAGER_BF16, GRAPH, OURS, OURS_TRITON, PUBLISHED_FP32
 from dllm_kernels.bench.plots import draw, plots
 from dllm_kernels.bench.results import SCHEMA, Result, Row, read
 from dllm_kernels.bench.tables import BEGIN, END, document, growths, markdown, newest, number, readme
@@ -23,6 +23,8 @@ H200 = {
     "cuda": "13.0",
     "commit": "abc",
     "driver": "580",
+    "most_sm_mhz": 1980,
+    "memory_mhz": 3201,
 }
 XEON = {"name": "Xeon", "device": "cpu", "cores": 2, "threads": 2, "load_average": 0.1, "torch": "2.13", "triton": "3.9"}
 XEON |= {"cuda": None, "commit": "abc"}
@@ -33,13 +35,15 @@ def timed(case, contender, ms, **fields):
     return Row(case, contender, ms, ms * 0.9, ms * 1.1, 9, **fields)
 
 
-def table(machine=H200, day="2026-01-02", preset="open-dllm-35b-a3b", ratio=1.5, unstable=None):
+def table(machine=H200, day="2026-01-02", preset="open-dllm-35b-a3b", ratio=1.5, unstable=None, published_at=3100.0):
     rows = []
     for steps, tokens in ((10, 20_123.4), (4, 41_000.0)):
         case = {"preset": preset, "steps": steps, "batch": 1, "seq_len": 64, "prompt": 0}
         rates = {"gb_per_s": 2000.0, "tflops": 80.0}
         ours = timed(case, OURS, 3.2, tokens_per_s=tokens, ratio=ratio, phases_ms={"noise": 1.0, "decode": 3.0}, **rates)
-        rows += [ours, timed(case, PUBLISHED_FP32, 20.0, tokens_per_s=3100.0), Row(case, GRAPH, reason="needs a CUDA card")]
+        clock = 1975.0 if machine["device"] == "cuda" else None
+        theirs = timed(case, PUBLISHED_FP32, 20.0, tokens_per_s=published_at, sm_mhz=clock)
+        rows += [ours, theirs, Row(case, GRAPH, reason="needs a CUDA card")]
     for row in rows:
         row.unstable = unstable if row.ms else None
     return Result(f"table-{preset}", "pytest x", machine, REACHED, day, EAGER_BF16, ["a", "b"], True, 61.0, rows)
@@ -86,21 +90,35 @@ class TestCommitted:
 class TestReadme:
     def test_rows(self):
         text = readme([table()])
-        assert "| open-dllm-35b-a3b | 10 | 3,238 | 20,100 | 3,100 | 1.5 |" in text
-        assert "| open-dllm-35b-a3b | 4 | 6,500 (extrapolated) | 41,000 | 3,100 | 1.5 |" in text
+        assert "| open-dllm-35b-a3b | 10 | 3,238 | 20,100 | 3,100 | 6.49 |" in text
+        assert "| open-dllm-35b-a3b | 4 | 6,500 (extrapolated) | 41,000 | 3,100 | 13.2 |" in text
         assert "| open-dllm-27b | 10 | 745 | awaits a card | awaits a card | - |" in text
-        assert "on **NVIDIA H200, driver 580, torch 2.11, triton 3.6, CUDA 13.0, 2026-01-02, commit abc**" in text
+        assert (
+            "on **NVIDIA H200, driver 580, SM at 1975 of 1980 MHz, memory at 3201 MHz, torch 2.11, triton 3.6, CUDA 13.0"
+            in text
+        )
+        assert ", 2026-01-02, commit abc**" in text
         assert "Typed: `pytest x`" in text and "benchmarks/results/2026-01-02-nvidia-h200-table-open-dllm-35b-a3b.json" in text
         assert "Not measured on it: open-dllm-27b N = 10, open-dllm-27b N = 4." in text
+
+    def test_the_ratio_is_to_the_fastest_that_is_not_ours(self):
+        result, case = table(), table().rows[0].case
+        result.rows += [
+            timed(case, OURS_TRITON, 4.0, tokens_per_s=19_000.0),
+            timed(case, EAGER_BF16, 5.0, tokens_per_s=10_061.7),
+        ]
+        assert "| 20,100 | 3,100 | 19,000 | 10,100 | 2 |" in readme([result])
+        result.rows[0].tokens_per_s = None
+        assert "| - | 3,100 | 19,000 | 10,100 | - |" in readme([result])
 
     def test_an_unsteady_row_has_no_ratio(self):
         text = readme([table(ratio=None, unstable="throttled")])
         assert "| 20,100 | 3,100 | unstable |" in text and "Unstable, measured up to three times: throttled." in text
 
     def test_a_card_comes_before_a_newer_cpu_and_a_newer_result_before_an_older(self):
-        results = [table(XEON, "2026-03-01"), table(day="2026-01-02"), table(day="2026-02-02", ratio=1.7)]
+        results = [table(XEON, "2026-03-01"), table(day="2026-01-02"), table(day="2026-02-02", published_at=10_061.7)]
         text = readme(results)
-        assert "**NVIDIA H200" in text and "| 1.7 |" in text and "| 1.5 |" not in text
+        assert "**NVIDIA H200" in text and "| 2 |" in text and "| 6.49 |" not in text
         assert list(newest(results)) == ["NVIDIA H200", "Xeon"]
 
     def test_a_cpu_says_that_all_rows_await_a_card(self):

@@ -1,11 +1,12 @@
 """Results as Markdown: docs/benchmarks.md and the table that the README opens with. Every number comes from a result's file."""
 
+import statistics
 from collections.abc import Callable, Iterable
 
 from dllm_kernels.bench import published
 from dllm_kernels.bench.fit import growth
 from dllm_kernels.bench.generation import OUR_NAMES
-from dllm_kernels.bench.peers import OURS
+from dllm_kernels.bench.peers import OURS, OURS_TRITON
 from dllm_kernels.bench.results import Result, Row, file_name
 
 BEGIN, END = "<!-- written by dllm-kernels report: begin -->", "<!-- end -->"
@@ -70,11 +71,8 @@ def _published_table(name: str, tables: list[Result]) -> str:
         by_name = {row.contender: row for row in found}
         told = f"{number(entry.tokens_per_s, 4)}{' (extrapolated)' if entry.extrapolated else ''}"
         speeds = [_speed(by_name.get(contender)) for contender in contenders] if found else ["awaits a card"] * len(contenders)
-        ours = by_name.get(OURS)
-        ratio = "-" if ours is None else "unstable" if ours.unstable else number(ours.ratio)
-        lines.append([entry.preset, str(entry.steps), told, *speeds, ratio])
-    baseline = tables[0].baseline
-    header = ["preset", "N", f"published, {published.CARD}", *contenders, f"{OURS} / {baseline}"]
+        lines.append([entry.preset, str(entry.steps), told, *speeds, _beside_the_fastest(by_name)])
+    header = ["preset", "N", f"published, {published.CARD}", *contenders, f"{OURS} / the fastest peer"]
     awaits = [entry for entry, found in rows if not found]
     text = [
         f"Tokens a second, T = {published.SEQ_LEN}, B = {published.BATCH}, random weights, the contenders of a row in turns on "
@@ -89,6 +87,19 @@ def _published_table(name: str, tables: list[Result]) -> str:
     elif awaits:
         text.append(f"Not measured on it: {', '.join(f'{entry.preset} N = {entry.steps}' for entry in awaits)}.")
     return "\n\n".join(text)
+
+
+def _beside_the_fastest(rows: dict[str, Row]) -> str:
+    """Our speed over that of the fastest row that is not ours."""
+    ours, peers = (
+        rows.get(OURS),
+        [row for name, row in rows.items() if name not in (*OUR_NAMES, OURS_TRITON) and row.tokens_per_s],
+    )
+    if ours is None or ours.tokens_per_s is None or not peers:
+        return "-"
+    if any(row.unstable for row in (ours, *peers)):
+        return "unstable"
+    return number(ours.tokens_per_s / max(row.tokens_per_s for row in peers))
 
 
 def result_file(result: Result) -> str:
@@ -114,8 +125,9 @@ def machine_line(result: Result) -> str:
         parts += [f"{m['cores']} cores, {m['threads']} threads", f"load average {m['load_average']} at the start"]
     if m.get("driver"):
         parts.append(f"driver {m['driver']}")
-    if m.get("sm_mhz"):
-        parts.append(f"SM {m['sm_mhz']} of {m['most_sm_mhz']} MHz, memory {m['memory_mhz']} MHz")
+    clocks = [row.sm_mhz for row in result.rows if row.sm_mhz]
+    if clocks:
+        parts.append(f"SM at {statistics.median(clocks):.0f} of {m['most_sm_mhz']} MHz, memory at {m['memory_mhz']} MHz")
     if m.get("power_limit_w"):
         parts.append(f"{m['power_limit_w']:.0f} W")
     parts += [f"torch {m['torch']}", f"triton {m['triton']}", f"CUDA {m['cuda']}", result.day, f"commit {m['commit']}"]
