@@ -1,4 +1,4 @@
-"""The command line: generate, bench, report, roofline, info, tune, convert.
+"""The command line: generate, bench, report, roofline, info, tune, train, convert.
 
 Results go to stdout; progress, notes and errors to stderr. Input that does not fit ends with exit code 2 and one line.
 """
@@ -30,6 +30,7 @@ from dllm_kernels.options import DEFAULT_PRESET, AsJson, Batch, Device, Dtype, D
 from dllm_kernels.phases import phase_times
 from dllm_kernels.report import emit, notes, progress_bar
 from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
+from dllm_kernels.training.command import train as train_command
 from dllm_kernels.tune import tune as tune_command
 
 
@@ -209,6 +210,7 @@ def info(
 app.command("bench")(bench_command)
 app.command("report")(report_command)
 app.command("tune")(tune_command)
+app.command("train")(train_command)
 
 
 @app.command()

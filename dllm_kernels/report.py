@@ -14,11 +14,11 @@ notes = Console(stderr=True, highlight=False, markup=False)
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[..., None]]:
-    """A bar on stderr; calling what it gives moves it by one, and shows the phase it is called with."""
+def progress_bar(total: int, done: int = 0, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """A bar on stderr, `done` of `total` from the start; calling what it gives moves it by one, and shows its phase."""
     columns = TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=notes) as progress:
-        task = progress.add_task("", total=total)
+    with Progress(*columns, console=notes, disable=not shown) as progress:
+        task = progress.add_task("", total=total, completed=done)
         yield lambda phase="", number=0: progress.update(task, advance=1, description=phase)
 
 
