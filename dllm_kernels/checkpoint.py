@@ -11,20 +11,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dllm_kernels import quantized
 from dllm_kernels.config import LDLMConfig, open_dllm_config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+BUNDLED = Path(__file__).parent / "bundled"
+"""The models that come with the package, a checkpoint folder each, by name."""
 
 
 class Weights:
     """The tensors of a safetensors file, read a part at a time through a memory map.
 
+    Args:
+        eight_bit: the file is in the format of quantized.py, and what is read from it is float32.
+
     Raises:
         ValueError: the file is truncated or is not a safetensors file.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, eight_bit: bool = False):
+        self.path, self._eight_bit = path, eight_bit
         try:
             with safe_open(path, framework="pt") as file:
                 self.names = tuple(file.keys())
@@ -32,28 +39,53 @@ class Weights:
             raise ValueError(f"{path} is damaged or is not a safetensors file: {error}") from error
 
     def read(self, prefix: str = "") -> dict[str, Tensor]:
-        """The tensors whose names start with `prefix`, under the rest of their names."""
+        """The tensors whose names start with `prefix`, under the rest of their names.
+
+        Raises:
+            ValueError: an 8-bit tensor and its scale do not fit; names them.
+        """
         with safe_open(self.path, framework="pt") as file:
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in self.names if name.startswith(prefix)}
+            state = {name.removeprefix(prefix): file.get_tensor(name) for name in self.names if name.startswith(prefix)}
+        return quantized.dequantize(state, prefix) if self._eight_bit else state
 
 
-def save(folder: Path, config: LDLMConfig, state: dict[str, Tensor]) -> None:
-    """Writes config.json and model.safetensors into `folder`."""
+def save(folder: Path, config: LDLMConfig, state: dict[str, Tensor], eight_bit: bool = False) -> None:
+    """Writes config.json and model.safetensors into `folder`, with matrices in 8 bits (quantized.py) where asked for.
+
+    Raises:
+        ValueError: a tensor to be quantised holds NaN or infinity; names it.
+    """
+    fields = config.to_dict()
+    if eight_bit:
+        # An integer would hide it.
+        check_finite(state.items())
+        state, fields = quantized.quantize(state), fields | {"weight_format": quantized.FORMAT}
     save_file({name: t.detach().contiguous() for name, t in state.items()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG_FILE}"))
 
 
 def resolve(model_id: str | Path, **hub_options) -> Path:
-    """The local folder of a checkpoint: `model_id` itself where it is a folder, otherwise downloaded from the hub.
+    """The folder of a checkpoint: `model_id` itself where it is one, the bundled model of this name, or what the hub gives.
 
     Raises:
-        FileNotFoundError: `model_id` looks like a path and is no folder.
+        FileNotFoundError: `model_id` is no folder, no bundled model, and cannot be a hub id.
     """
     if Path(model_id).is_dir():
         return Path(model_id)
+    if str(model_id) in bundled_models():
+        return BUNDLED / model_id
     if Path(model_id).exists() or str(model_id).startswith((".", "/", "~")) or str(model_id).count("/") != 1:
-        raise FileNotFoundError(f"{model_id} is not a folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}, and not a hub id")
-    return Path(snapshot_download(str(model_id), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **hub_options))
+        raise FileNotFoundError(
+            f"{model_id} is not a folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}, and not a hub id; "
+            f"models in this package: {', '.join(bundled_models()) or 'none'}"
+        )
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES]
+    return Path(snapshot_download(str(model_id), allow_patterns=wanted, **hub_options))
 
 
 def open_folder(folder: Path) -> tuple[LDLMConfig, Weights]:
@@ -70,7 +102,12 @@ def open_folder(folder: Path) -> tuple[LDLMConfig, Weights]:
         fields = json.loads((folder / CONFIG_FILE).read_text())
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
-    return LDLMConfig.from_dict(fields), Weights(folder / WEIGHTS_FILE)
+    if not isinstance(fields, dict):
+        raise ValueError(f"{folder / CONFIG_FILE} holds a {type(fields).__name__} where a config is an object")
+    weight_format = fields.pop("weight_format", None)
+    if weight_format not in (None, quantized.FORMAT):
+        raise ValueError(f"{folder / CONFIG_FILE} has the weight_format {weight_format!r}; known formats: {quantized.FORMAT}")
+    return LDLMConfig.from_dict(fields), Weights(folder / WEIGHTS_FILE, eight_bit=weight_format is not None)
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], prefix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The command line: generate, bench, report, roofline, info, tune, train, convert.
+"""The command line: generate, bench, report, roofline, info, tune, train, convert, evaluate, report-quality.
 
 Results go to stdout; progress, notes and errors to stderr. Input that does not fit ends with exit code 2 and one line.
 """
@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,21 +16,36 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 import dllm_kernels
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig, extension, report, roofline
 from dllm_kernels.bad_input import OneLineErrors, user_input
 from dllm_kernels.bench.command import bench as bench_command
 from dllm_kernels.bench.command import report as report_command
+from dllm_kernels.checkpoint import TOKENIZER_FILES, bundled_models
 from dllm_kernels.config import PRESETS
 from dllm_kernels.device import device_name, elapsed, memory_size, peak_memory, resolve_device
+from dllm_kernels.evaluation.command import evaluate as evaluate_command
+from dllm_kernels.evaluation.command import report_quality
 from dllm_kernels.model.ldlm import build_module
 from dllm_kernels.ops.dispatch import BACKENDS, explain
-from dllm_kernels.options import DEFAULT_PRESET, AsJson, Batch, Device, Dtype, DtypeOption, Preset, Steps, Threads, device_for
+from dllm_kernels.options import (
+    DEFAULT_PRESET,
+    AsJson,
+    Batch,
+    Device,
+    Dtype,
+    DtypeOption,
+    Preset,
+    Steps,
+    Threads,
+    device_for,
+    stored_model,
+)
 from dllm_kernels.phases import phase_times
 from dllm_kernels.report import emit, notes, progress_bar
 from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
+from dllm_kernels.text import TextTokenizer, has_tokenizer
 from dllm_kernels.training.command import train as train_command
 from dllm_kernels.tune import tune as tune_command
 
@@ -56,7 +72,10 @@ def top(context: typer.Context) -> None:
 @app.command()
 def generate(
     model: Annotated[
-        str, typer.Argument(help="a preset (random weights), a checkpoint folder or hub id, or an open-dllm .pt file")
+        str,
+        typer.Argument(
+            help="a preset (random weights), a checkpoint folder, hub id or bundled model, or an open-dllm .pt file"
+        ),
     ] = DEFAULT_PRESET,
     steps: Steps = 10,
     batch: Batch = 1,
@@ -71,14 +90,14 @@ def generate(
     device: Device = None,
     backend: Annotated[str, typer.Option(help=", ".join(BACKENDS))] = "auto",
     threads: Threads = None,
-    tokenizer: Annotated[str | None, typer.Option(help="folder or hub id; prints text beside the tokens")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="folder or hub id; the one beside the weights, where not given")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate tokens, twice: the first generation warms up, the second is timed."""
     with user_input():
         on = device_for(device, backend, threads)
-        decode = None if tokenizer is None else _tokenizer(tokenizer)
         source = _source(model, dtype.torch)
+        decode = _decoder(tokenizer, source)
         start = time.perf_counter()
         with notes.status("packing the weights"):
             sampler = FusedSampler(
@@ -210,51 +229,69 @@ def info(
 app.command("bench")(bench_command)
 app.command("report")(report_command)
 app.command("tune")(tune_command)
+app.command("evaluate")(evaluate_command)
+app.command("report-quality")(report_quality)
 app.command("train")(train_command)
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="an open-dllm checkpoint file")],
+    source: Annotated[str, typer.Argument(help="an open-dllm checkpoint file, or a checkpoint folder or hub id")],
     destination: Annotated[Path, typer.Argument(help="the folder to write")],
+    int8: Annotated[bool, typer.Option("--int8", help="matrices in 8 bits with a scale per output channel")] = False,
     force: Annotated[bool, typer.Option("--force", help="replace the checkpoint in a folder that is not empty")] = False,
 ) -> None:
-    """Convert an open-dllm checkpoint file into a folder with config.json and model.safetensors."""
+    """Write a checkpoint as config.json and model.safetensors, with the tokenizer beside it where there is one."""
     with user_input():
         full = destination.exists() and any(destination.iterdir())
         if full and not force:
             raise ValueError(f"{destination} is not empty; --force replaces the checkpoint in it")
-        model = LDLM.from_open_dllm(source)
+        folder = None if _is_open_dllm(source) else stored_model(source).folder
+        model = LDLM.from_open_dllm(source) if folder is None else LDLM.from_pretrained(folder)
+        tokenizer = [] if folder is None else [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        dtype = "int8" if int8 else None
         with notes.status(f"writing {destination}"):
             if full:
-                model.save_pretrained(destination)
+                model.save_pretrained(destination, dtype)
+                _copy(tokenizer, destination)
             else:
-                _save_whole(destination, model)
+                _save_whole(destination, model, dtype, tokenizer)
     count = sum(p.numel() for p in model.parameters())
     typer.echo(f"{destination}: {count / 1e9:.3g} billion parameters, width {model.config.dim}")
 
 
-def _save_whole(folder: Path, model: LDLM) -> None:
+def _save_whole(folder: Path, model: LDLM, dtype: str | None, tokenizer: list[Path]) -> None:
     """Writes a checkpoint into a folder that is empty or not there, and that is never there in part."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as aside:
         whole = Path(aside, folder.name)
-        model.save_pretrained(whole)
+        model.save_pretrained(whole, dtype)
+        _copy(tokenizer, whole)
         os.rename(whole, folder)
+
+
+def _copy(files: list[Path], folder: Path) -> None:
+    for file in files:
+        if not (folder / file.name).exists() or not file.samefile(folder / file.name):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _is_open_dllm(model: str) -> bool:
+    return Path(model).is_file() or Path(model).suffix in (".pt", ".pth")
 
 
 def _source(model: str, dtype: torch.dtype) -> RandomModel | StoredModel | LiveModel:
     """What the argument of `generate` stands for. Raises ValueError or FileNotFoundError."""
     if model in PRESETS:
         return RandomModel(LDLMConfig.preset(model), dtype=dtype)
-    if Path(model).is_file() or Path(model).suffix in (".pt", ".pth"):
+    if _is_open_dllm(model):
         return LiveModel(LDLM.from_open_dllm(model))
-    if Path(model).exists() or "/" in model:
-        try:
-            return StoredModel(model)
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise ValueError(f"{model} is no folder here, and the hub does not give it: {error}") from error
-    raise ValueError(f"unknown preset {model!r}, and no such file or folder; known presets: {', '.join(PRESETS)}")
+    if Path(model).exists() or "/" in model or model in bundled_models():
+        return stored_model(model)
+    raise ValueError(
+        f"unknown preset {model!r}, and no such file or folder; known presets: {', '.join(PRESETS)}; "
+        f"models in this package: {', '.join(bundled_models()) or 'none'}"
+    )
 
 
 def _grid(text: str) -> str | tuple | list[float]:
@@ -268,15 +305,18 @@ def _grid(text: str) -> str | tuple | list[float]:
         raise ValueError(f"grid is {text!r}; it must be t, log_snr:START:END, or times such as 1,0.5,0") from None
 
 
-def _tokenizer(path: str) -> Callable[[list[int]], str]:
+def _decoder(tokenizer: str | None, source: RandomModel | StoredModel | LiveModel) -> Callable[[list[int]], str] | None:
+    """What turns tokens into text: the tokenizer asked for, or the one beside the weights, or None."""
     try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise ValueError("--tokenizer needs transformers: pip install 'dllm-kernels[text]'") from None
-    try:
-        return AutoTokenizer.from_pretrained(path).decode
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} gives no tokenizer: {error}") from error
+        if tokenizer is not None:
+            return TextTokenizer(tokenizer).text
+        if isinstance(source, StoredModel) and has_tokenizer(source.folder):
+            return TextTokenizer(source.folder).text
+    except ImportError as error:
+        if tokenizer is not None:
+            raise ValueError(str(error)) from error
+        notes.print(f"Tokens only: {error}")
+    return None
 
 
 def _where(device: torch.device) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import torch
 import typer
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from dllm_kernels.config import PRESETS
 from dllm_kernels.device import resolve_device
 from dllm_kernels.ops.dispatch import select
+from dllm_kernels.sources import StoredModel
 
 DEFAULT_PRESET = "open-dllm-35b-a3b"
 
@@ -52,3 +54,11 @@ def device_for(name: str | None, backend: str, threads: int | None) -> torch.dev
     if threads is not None:
         torch.set_num_threads(threads)
     return device
+
+
+def stored_model(model: str) -> StoredModel:
+    """The checkpoint folder, hub id or bundled model. Raises ValueError or FileNotFoundError."""
+    try:
+        return StoredModel(model)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{model} is no folder here, and the hub does not give it: {error}") from error

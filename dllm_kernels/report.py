@@ -31,11 +31,10 @@ def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]
 
 
 def generation(result: dict[str, Any]) -> None:
-    """Tokens, text, the time of each phase."""
-    for index, tokens in enumerate(result["tokens"]):
-        out.print(f"sample {result['first_sample'] + index}: {' '.join(map(str, tokens))}", soft_wrap=True)
-        if result["text"] is not None:
-            out.print(result["text"][index], soft_wrap=True)
+    """Text, or tokens where there is no tokenizer; the time of each phase."""
+    samples = result["text"] or [" ".join(map(str, tokens)) for tokens in result["tokens"]]
+    for index, sample in enumerate(samples):
+        out.print(f"sample {result['first_sample'] + index}: {sample}", soft_wrap=True)
     if result["weights"] == "random":
         out.print("The weights are random, so the tokens carry no meaning.")
     table = _table("phase", "ms", "share")

@@ -117,7 +117,7 @@ class FusedSampler:
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path, *, revision: str | None = None, token: str | None = None, **options):
-        """A sampler of a checkpoint folder or hub id, packed part by part: the model and the plan are never both in memory.
+        """A sampler of a checkpoint folder, hub id or bundled model, packed part by part: never beside the whole model.
 
         `options` are the constructor's; raises what `LDLM.from_pretrained` and the constructor raise.
         """

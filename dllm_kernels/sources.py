@@ -50,14 +50,18 @@ class LiveModel:
 
 
 class StoredModel:
-    """A checkpoint folder or hub id, read part by part, so that the whole model is never in memory.
+    """A checkpoint folder, hub id or bundled model, read part by part, so that the whole model is never in memory.
+
+    Attributes:
+        folder: where its files lie.
 
     Raises:
         FileNotFoundError, ValueError: as `checkpoint.open_folder` and `checkpoint.load_into` do.
     """
 
     def __init__(self, model_id: str | Path, **hub_options):
-        self.config, self._weights = checkpoint.open_folder(checkpoint.resolve(model_id, **hub_options))
+        self.folder = checkpoint.resolve(model_id, **hub_options)
+        self.config, self._weights = checkpoint.open_folder(self.folder)
 
     def __call__(self, name: str) -> nn.Module:
         """The part `name`, with its weights mapped from the file."""

@@ -139,7 +139,7 @@ class TestBadInput:
 
     def test_transformers_is_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
-        assert message("generate", "tiny", "--tokenizer", "gpt2").startswith("--tokenizer needs transformers: pip install ")
+        assert message("generate", "tiny", "--tokenizer", "gpt2").startswith("text needs transformers: pip install ")
 
 
 class TestWhatIsNotBadInput:

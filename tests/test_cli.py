@@ -1,6 +1,7 @@
 """The command line: what its commands do, print and write."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ import torch
 
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig, __version__
 from dllm_kernels.ops.dispatch import explain
+from dllm_kernels.quantized import dequantize, quantize
 from dllm_kernels.sources import RandomModel
+from dllm_kernels.text import TextTokenizer
 from tests.command import TINY, message, read, run, save_ours, save_published
 from tests.models import randomized
+from tests.words import words_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -79,7 +83,7 @@ class TestGenerate:
         options = ("generate", folder, "--steps", 1, "--tokenizer", tmp_path, "--device", "cpu")
         found = read(*options)
         assert found["text"] == [" ".join(f"w{token}" for token in found["tokens"][0])]
-        assert run(*options).stdout.splitlines()[1] == found["text"][0]
+        assert run(*options).stdout.splitlines()[0] == f"sample 0: {found['text'][0]}"
 
     def test_threads(self):
         before = torch.get_num_threads()
@@ -166,6 +170,23 @@ class TestConvert:
         assert {p.name for p in target.iterdir()} >= {"config.json", "model.safetensors"}
         assert [p.name for p in target.parent.iterdir()] == ["model"]
         assert out.startswith(f"{target}: ") and "width 64" in out
+
+    @pytest.mark.parametrize("full", [False, True])
+    def test_a_folder_in_8_bits_with_its_tokenizer(self, folder, tmp_path, full):
+        pytest.importorskip("transformers")
+        shutil.copytree(folder, tmp_path / "float")
+        words_tokenizer().save_pretrained(tmp_path / "float")
+        if full:
+            randomized(TINY, seed=1).save_pretrained(tmp_path / "small")
+        run("convert", tmp_path / "float", tmp_path / "small", "--int8", *["--force"] * full)
+        expected = dequantize(quantize(LDLM.from_pretrained(folder).state_dict()))
+        assert all(torch.equal(t, expected[name]) for name, t in LDLM.from_pretrained(tmp_path / "small").state_dict().items())
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / "small" / name).read_bytes() == (tmp_path / "float" / name).read_bytes()
+        found = read("generate", tmp_path / "small", "--steps", 1, "--device", "cpu")
+        assert found["text"] == [TextTokenizer(tmp_path / "small").text(found["tokens"][0])]
+        run("convert", tmp_path / "small", tmp_path / "small", "--force")
+        assert TextTokenizer(tmp_path / "small").text([0, 7, 1]) == "w7"
 
     def test_an_empty_folder_is_filled(self, published, tmp_path):
         run("convert", published, tmp_path)

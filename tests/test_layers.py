@@ -15,6 +15,7 @@ PACKAGE = "dllm_kernels"
 # Top to bottom: a module imports its own folder and what stands lower. Modules of the last row may import each other.
 LAYERS = (
     ("cli",),
+    ("evaluation",),
     ("bench",),
     ("__init__",),
     ("pipeline", "training"),
@@ -26,7 +27,7 @@ LAYERS = (
     ("machine_code",),
     ("kernels",),
     ("diffusion",),
-    ("config", "encoder", "device", "roofline", "report", "bad_input", "checkpoint", "extension"),
+    ("config", "encoder", "device", "roofline", "report", "bad_input", "checkpoint", "quantized", "text", "extension"),
 )
 RANK = {name: rank for rank, names in enumerate(reversed(LAYERS)) for name in names}
 

@@ -79,15 +79,30 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
         checkpoint.load_into(model, state)
         return model.eval()
 
-    def save_pretrained(self, save_directory: str | Path, **hub_options) -> str | None:
+    def save_pretrained(self, save_directory: str | Path, dtype: str | None = None, **hub_options) -> str | None:
         """Writes config.json, model.safetensors and a model card; `hub_options` as in huggingface_hub's ModelHubMixin.
 
         The files are written aside and renamed when they are whole, so an older checkpoint is there until then.
+
+        Args:
+            dtype: None for the weights as they are, "int8" for 8-bit matrices with a scale per output channel (quantized.py).
+
+        Raises:
+            ValueError: another dtype, or one together with push_to_hub.
         """
+        if dtype not in (None, "int8"):
+            raise ValueError(f"dtype is {dtype!r}; it must be None, for the weights as they are, or 'int8'")
+        if dtype is not None and hub_options.get("push_to_hub"):
+            raise ValueError("push_to_hub pushes the weights as they are; save dtype='int8' first, then upload the folder")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        url = None
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as aside:
-            url = super().save_pretrained(aside, **({"repo_id": folder.name} | hub_options))
+            if dtype is None:
+                url = super().save_pretrained(aside, **({"repo_id": folder.name} | hub_options))
+            else:
+                checkpoint.save(Path(aside), self.config, self.state_dict(), eight_bit=True)
+                self.generate_model_card().save(Path(aside, "README.md"))
             for file in Path(aside).iterdir():
                 file.replace(folder / file.name)
         return url
@@ -97,10 +112,10 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path, **hub_options) -> "LDLM":
-        """A model from a folder or hub id that `save_pretrained` wrote, in the dtype it was saved in.
+        """A model from what `save_pretrained` wrote, in the dtype it was saved in; float32 for an 8-bit checkpoint.
 
         Args:
-            model_id: the folder, or "owner/name".
+            model_id: the folder, a hub id "owner/name", or the name of a model in this package (`checkpoint.bundled_models`).
             hub_options: revision, token, cache_dir, force_download, local_files_only.
 
         Raises:
