@@ -11,7 +11,7 @@ generate: .venv/installed
 # Two test processes on two cores: one thread each.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/pytest tests -n 2
+	$(BIN)/pytest tests -n 2 --dist loadgroup
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton -n 2
 
 lint: .venv/installed
@@ -20,11 +20,11 @@ lint: .venv/installed
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
 clean:
-	rm -rf .venv build dist *.egg-info dllm_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist *.egg-info dllm_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks .schemathesis
 
 .venv/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt $(CSRC)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "dllm-kernels needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,text]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,text,scale]'
 	touch $@

@@ -1,4 +1,4 @@
-"""The command line: generate, bench, report, roofline, info, tune, train, convert, evaluate, report-quality.
+"""The command line: generate, serve, bench, report, roofline, info, tune, train, convert, evaluate, report-quality.
 
 Results go to stdout; progress, notes and errors to stderr. Input that does not fit ends with exit code 2 and one line.
 """
@@ -10,7 +10,6 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +21,7 @@ from dllm_kernels import LDLM, FusedSampler, LDLMConfig, extension, report, roof
 from dllm_kernels.bad_input import OneLineErrors, user_input
 from dllm_kernels.bench.command import bench as bench_command
 from dllm_kernels.bench.command import report as report_command
-from dllm_kernels.checkpoint import TOKENIZER_FILES, bundled_models
-from dllm_kernels.config import PRESETS
+from dllm_kernels.checkpoint import TOKENIZER_FILES
 from dllm_kernels.device import device_name, elapsed, memory_size, peak_memory, resolve_device
 from dllm_kernels.evaluation.command import evaluate as evaluate_command
 from dllm_kernels.evaluation.command import report_quality
@@ -39,13 +37,18 @@ from dllm_kernels.options import (
     Preset,
     Steps,
     Threads,
+    decoder_of,
     device_for,
+    grid_of,
+    is_open_dllm,
+    source_of,
     stored_model,
 )
 from dllm_kernels.phases import phase_times
 from dllm_kernels.report import emit, notes, progress_bar
-from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
-from dllm_kernels.text import TextTokenizer, has_tokenizer
+from dllm_kernels.scale.command import generate_files
+from dllm_kernels.scale.command import serve as serve_command
+from dllm_kernels.sources import PACKED_MODULES, RandomModel
 from dllm_kernels.training.command import train as train_command
 from dllm_kernels.tune import tune as tune_command
 
@@ -78,7 +81,7 @@ def generate(
         ),
     ] = DEFAULT_PRESET,
     steps: Steps = 10,
-    batch: Batch = 1,
+    batch: Annotated[int | None, typer.Option(min=1, help="samples generated together; 1, of files 64 or on a CPU 16")] = None,
     seq_len: SeqLen = None,
     solver: Annotated[str, typer.Option(help="ddim, ddpm or dpmpp_2m")] = "ddim",
     eta: Annotated[float | None, typer.Option(help="noise of ddpm; 1 is the ancestral sampler")] = None,
@@ -91,17 +94,35 @@ def generate(
     backend: Annotated[str, typer.Option(help=", ".join(BACKENDS))] = "auto",
     threads: Threads = None,
     tokenizer: Annotated[str | None, typer.Option(help="folder or hub id; the one beside the weights, where not given")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="make this many samples, as files")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="make a sample for each: .jsonl, .parquet, a dataset's folder or hub id"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="the folder of Parquet files; a killed run goes on there")] = None,
+    guidance_scale: Annotated[float, typer.Option(callback=_finite, help="of classifier-free guidance, with --prompts")] = 1.0,
+    ray: Annotated[str | None, typer.Option(help="make the files on Ray: local, auto, or a cluster's address")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="samplers on Ray; as many as the cluster holds")] = None,
+    shard: Annotated[int | None, typer.Option(min=1, help="samples a file; 32 batches")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate tokens, twice: the first generation warms up, the second is timed."""
+    """Generate tokens, twice: the first generation warms up, the second is timed. With --output, generate files of them."""
+    if output is not None or count is not None or prompts is not None:
+        job = {"model": model, "steps": steps, "batch": batch, "seq_len": seq_len, "solver": solver, "eta": eta, "grid": grid}
+        job |= {"seed": seed, "temperature": temperature, "guidance_scale": guidance_scale, "dtype": str(dtype)}
+        job |= {"device": device, "backend": backend, "threads": threads, "tokenizer": tokenizer}
+        return generate_files(count, prompts, output, ray, workers, shard, first_sample, as_json, **job)
+    batch = batch or 1
     with user_input():
+        if ray is not None or workers is not None or shard is not None or guidance_scale != 1:
+            raise ValueError("--ray, --workers, --shard and --guidance-scale belong to --output")
         on = device_for(device, backend, threads)
-        source = _source(model, dtype.torch)
-        decode = _decoder(tokenizer, source)
+        source = source_of(model, dtype.torch)
+        decode = decoder_of(tokenizer, source)
         start = time.perf_counter()
         with notes.status("packing the weights"):
             sampler = FusedSampler(
-                source, steps, batch, seq_len, solver, eta, _grid(grid), backend=backend, dtype=dtype.torch, device=on
+                source, steps, batch, seq_len, solver, eta, grid_of(grid), backend=backend, dtype=dtype.torch, device=on
             )
         packing = time.perf_counter() - start
     call = {"seed": seed, "first_sample": first_sample, "temperature": temperature}
@@ -229,6 +250,7 @@ def info(
 app.command("bench")(bench_command)
 app.command("report")(report_command)
 app.command("tune")(tune_command)
+app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
 app.command("report-quality")(report_quality)
 app.command("train")(train_command)
@@ -246,7 +268,7 @@ def convert(
         full = destination.exists() and any(destination.iterdir())
         if full and not force:
             raise ValueError(f"{destination} is not empty; --force replaces the checkpoint in it")
-        folder = None if _is_open_dllm(source) else stored_model(source).folder
+        folder = None if is_open_dllm(source) else stored_model(source).folder
         model = LDLM.from_open_dllm(source) if folder is None else LDLM.from_pretrained(folder)
         tokenizer = [] if folder is None else [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
         dtype = "int8" if int8 else None
@@ -274,49 +296,6 @@ def _copy(files: list[Path], folder: Path) -> None:
     for file in files:
         if not (folder / file.name).exists() or not file.samefile(folder / file.name):
             shutil.copyfile(file, folder / file.name)
-
-
-def _is_open_dllm(model: str) -> bool:
-    return Path(model).is_file() or Path(model).suffix in (".pt", ".pth")
-
-
-def _source(model: str, dtype: torch.dtype) -> RandomModel | StoredModel | LiveModel:
-    """What the argument of `generate` stands for. Raises ValueError or FileNotFoundError."""
-    if model in PRESETS:
-        return RandomModel(LDLMConfig.preset(model), dtype=dtype)
-    if _is_open_dllm(model):
-        return LiveModel(LDLM.from_open_dllm(model))
-    if Path(model).exists() or "/" in model or model in bundled_models():
-        return stored_model(model)
-    raise ValueError(
-        f"unknown preset {model!r}, and no such file or folder; known presets: {', '.join(PRESETS)}; "
-        f"models in this package: {', '.join(bundled_models()) or 'none'}"
-    )
-
-
-def _grid(text: str) -> str | tuple | list[float]:
-    name, *ends = text.split(":")
-    try:
-        if name == "log_snr":
-            start, end = map(float, ends)
-            return name, start, end
-        return text if text == "t" else [float(t) for t in text.split(",")]
-    except ValueError:
-        raise ValueError(f"grid is {text!r}; it must be t, log_snr:START:END, or times such as 1,0.5,0") from None
-
-
-def _decoder(tokenizer: str | None, source: RandomModel | StoredModel | LiveModel) -> Callable[[list[int]], str] | None:
-    """What turns tokens into text: the tokenizer asked for, or the one beside the weights, or None."""
-    try:
-        if tokenizer is not None:
-            return TextTokenizer(tokenizer).text
-        if isinstance(source, StoredModel) and has_tokenizer(source.folder):
-            return TextTokenizer(source.folder).text
-    except ImportError as error:
-        if tokenizer is not None:
-            raise ValueError(str(error)) from error
-        notes.print(f"Tokens only: {error}")
-    return None
 
 
 def _where(device: torch.device) -> dict[str, Any]:

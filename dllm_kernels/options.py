@@ -1,16 +1,22 @@
 """Options that several commands share, and what they stand for."""
 
+from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from dllm_kernels.config import PRESETS
+from dllm_kernels.checkpoint import bundled_models
+from dllm_kernels.config import PRESETS, LDLMConfig
 from dllm_kernels.device import resolve_device
+from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.ops.dispatch import select
-from dllm_kernels.sources import StoredModel
+from dllm_kernels.report import notes
+from dllm_kernels.sources import LiveModel, RandomModel, StoredModel
+from dllm_kernels.text import TextTokenizer, has_tokenizer
 
 DEFAULT_PRESET = "open-dllm-35b-a3b"
 
@@ -62,3 +68,48 @@ def stored_model(model: str) -> StoredModel:
         return StoredModel(model)
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{model} is no folder here, and the hub does not give it: {error}") from error
+
+
+def is_open_dllm(model: str) -> bool:
+    """Whether a model's name stands for an open-dllm file."""
+    return Path(model).is_file() or Path(model).suffix in (".pt", ".pth")
+
+
+def source_of(model: str, dtype: torch.dtype) -> RandomModel | StoredModel | LiveModel:
+    """What a model's name stands for: a preset, a folder, a hub id or a file. Raises ValueError or FileNotFoundError."""
+    if model in PRESETS:
+        return RandomModel(LDLMConfig.preset(model), dtype=dtype)
+    if is_open_dllm(model):
+        return LiveModel(LDLM.from_open_dllm(model))
+    if Path(model).exists() or "/" in model or model in bundled_models():
+        return stored_model(model)
+    raise ValueError(
+        f"unknown preset {model!r}, and no such file or folder; known presets: {', '.join(PRESETS)}; "
+        f"models in this package: {', '.join(bundled_models()) or 'none'}"
+    )
+
+
+def grid_of(text: str) -> str | tuple | list[float]:
+    """A sampler's grid from what is typed. Raises ValueError."""
+    name, *ends = text.split(":")
+    try:
+        if name == "log_snr":
+            start, end = map(float, ends)
+            return name, start, end
+        return text if text == "t" else [float(t) for t in text.split(",")]
+    except ValueError:
+        raise ValueError(f"grid is {text!r}; it must be t, log_snr:START:END, or times such as 1,0.5,0") from None
+
+
+def decoder_of(tokenizer: str | None, source: RandomModel | StoredModel | LiveModel) -> Callable[[list[int]], str] | None:
+    """What turns tokens into text: the tokenizer asked for, or the one beside the weights, or None. Raises ValueError."""
+    try:
+        if tokenizer is not None:
+            return TextTokenizer(tokenizer).text
+        if isinstance(source, StoredModel) and has_tokenizer(source.folder):
+            return TextTokenizer(source.folder).text
+    except ImportError as error:
+        if tokenizer is not None:
+            raise ValueError(str(error)) from error
+        notes.print(f"Tokens only: {error}")
+    return None

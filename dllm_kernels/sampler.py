@@ -103,7 +103,7 @@ class FusedSampler:
         self.config: LDLMConfig = self.source.config
         self.device = resolve_device(device)
         seq_len = self.config.seq_len if seq_len is None else seq_len
-        _check_options(self.config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, self.device)
+        check_options(self.config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, self.device)
         schedule = NoiseSchedule.from_config(self.config)
         times = time_grid(schedule, num_steps, grid)
         table = coefficient_table(schedule, times, solver, (1.0 if solver == "ddpm" else 0.0) if eta is None else eta)
@@ -335,7 +335,8 @@ def _exhaust(run: Iterator, progress: Progress | None = None) -> SamplerOutput:
             progress(phase, number)
 
 
-def _check_options(config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, device) -> None:
+def check_options(config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, device) -> None:
+    """Raises the ValueError that a sampler of these options would, on a machine that may lack the device."""
     for name, value, least in (
         ("num_steps", num_steps, 1),
         ("batch_size", batch_size, 1),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dllm_kernels import LDLMConfig
 from dllm_kernels.encoder import Encoder
-from tests.training_parts import save_tokenizer
+from tests.training_parts import refusal, save_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -183,23 +183,17 @@ def test_what_computes_linear_attention_is_said(folders):
 
 
 class TestBadInput:
-    def message(self, call):
-        with pytest.raises(ValueError) as error:
-            call()
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
     def test_paths(self, tmp_path):
-        assert self.message(lambda: Encoder("./nowhere")) == "the encoder ./nowhere is not a folder, and not a hub id"
-        assert self.message(lambda: Encoder(tmp_path)).startswith(f"the encoder {tmp_path} cannot be loaded: ")
+        assert refusal(lambda: Encoder("./nowhere")) == "the encoder ./nowhere is not a folder, and not a hub id"
+        assert refusal(lambda: Encoder(tmp_path)).startswith(f"the encoder {tmp_path} cannot be loaded: ")
         (tmp_path / "config.json").write_text('{"model_type": "t5", "d_model": 16}')
-        assert self.message(lambda: Encoder(tmp_path)).endswith("it must be a single stack of layers")
+        assert refusal(lambda: Encoder(tmp_path)).endswith("it must be a single stack of layers")
 
     def test_layers(self, folders):
         folder, _ = folders("bert")
         for layer in (6, -7):
             expected = f"the encoder {folder} has 5 layers; layer is {layer}, and must lie from -6 to 5"
-            assert self.message(lambda layer=layer: Encoder(folder, layer, "cpu")) == expected
+            assert refusal(lambda layer=layer: Encoder(folder, layer, "cpu")) == expected
 
     def test_missing_weights(self, folders, tmp_path):
         from safetensors.torch import save_file
@@ -209,25 +203,25 @@ class TestBadInput:
         kept = {name: tensor for name, tensor in weights.items() if "layer.1.attention.self.query" not in name}
         save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
         (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-        assert "lacks weights: encoder.layer.1.attention.self.query.bias" in self.message(lambda: Encoder(tmp_path))
+        assert "lacks weights: encoder.layer.1.attention.self.query.bias" in refusal(lambda: Encoder(tmp_path))
 
     def test_a_model_that_does_not_fit(self, folders):
         folder, _ = folders("bert")
-        found = self.message(lambda: Encoder.for_model(LDLMConfig.preset("tiny", encoder=str(folder)), "cpu"))
+        found = refusal(lambda: Encoder.for_model(LDLMConfig.preset("tiny", encoder=str(folder)), "cpu"))
         assert found == f"the encoder {folder} has hidden states of width 32, and the model's hidden_dim is 64"
-        assert self.message(lambda: Encoder.for_model(LDLMConfig.preset("tiny"))) == "the model's config names no encoder"
+        assert refusal(lambda: Encoder.for_model(LDLMConfig.preset("tiny"))) == "the model's config names no encoder"
 
     def test_texts(self, folders, tmp_path):
         folder, model = folders("bert")
-        assert "has no tokenizer" in self.message(lambda: Encoder(folder, -3, "cpu").tokenize(["w4"]))
+        assert "has no tokenizer" in refusal(lambda: Encoder(folder, -3, "cpu").tokenize(["w4"]))
         model.save_pretrained(tmp_path)
         save_tokenizer(tmp_path)
         encoder = Encoder(tmp_path, -3, "cpu")
-        assert self.message(lambda: encoder.encode(["w4", " "])) == "the text to encode is empty"
-        assert self.message(lambda: encoder.encode([])) == "there is no text to encode"
+        assert refusal(lambda: encoder.encode(["w4", " "])) == "the text to encode is empty"
+        assert refusal(lambda: encoder.encode([])) == "there is no text to encode"
         expected = f"a text of 39 tokens is too long; the encoder {tmp_path} reads up to 38"
-        assert self.message(lambda: encoder.encode(["w4 " * 39])) == expected
-        assert self.message(lambda: encoder(torch.zeros(1, 39, dtype=torch.long))) == expected
+        assert refusal(lambda: encoder.encode(["w4 " * 39])) == expected
+        assert refusal(lambda: encoder(torch.zeros(1, 39, dtype=torch.long))) == expected
         tokens, mask = rows()
-        assert "padding before a token" in self.message(lambda: encoder(tokens, mask.flip(1)))
-        assert "it must be bool [3, 9]" in self.message(lambda: encoder(tokens, mask[:, :5]))
+        assert "padding before a token" in refusal(lambda: encoder(tokens, mask.flip(1)))
+        assert "it must be bool [3, 9]" in refusal(lambda: encoder(tokens, mask[:, :5]))

@@ -15,11 +15,13 @@ PACKAGE = "dllm_kernels"
 # Top to bottom: a module imports its own folder and what stands lower. Modules of the last row may import each other.
 LAYERS = (
     ("cli",),
+    ("scale",),
     ("evaluation",),
     ("bench",),
     ("__init__",),
     ("pipeline", "training"),
     ("phases", "baseline", "tune", "options"),
+    ("tune_layer",),
     ("sampler",),
     ("plan",),
     ("fold", "sources"),

@@ -49,7 +49,10 @@ def test_make_test_lints_then_tests_then_interprets_triton():
     steps = run("make", "-n", "test").stdout.splitlines()[-5:]
     assert [step.removeprefix(".venv/bin/") for step in steps[:2]] == ["ruff check .", "ruff format --check ."]
     assert re.match(r".venv/bin/clang-format --dry-run -Werror .*csrc/bindings\.cpp", steps[2])
-    assert steps[3:] == [".venv/bin/pytest tests -n 2", "TRITON_INTERPRET=1 .venv/bin/pytest tests/triton -n 2"]
+    assert steps[3:] == [
+        ".venv/bin/pytest tests -n 2 --dist loadgroup",
+        "TRITON_INTERPRET=1 .venv/bin/pytest tests/triton -n 2",
+    ]
 
 
 def test_clang_format_sees_every_source():

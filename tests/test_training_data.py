@@ -11,7 +11,7 @@ from dllm_kernels.training.data import Order, Source
 from dllm_kernels.training.hidden import BLOCK, Cache, HiddenStates, moments
 from dllm_kernels.training.settings import DataSettings
 from dllm_kernels.training.windows import cut, documents, windows
-from tests.training_parts import save_parts
+from tests.training_parts import refusal, save_parts
 
 CPU = torch.device("cpu")
 
@@ -30,13 +30,6 @@ def settings(parts, tmp_path, **changes):
     fields = {"windows": str(tmp_path / "windows"), "text": (str(parts / "text.jsonl"),), "held_out": 0.1}
     fields |= {"cache": str(tmp_path / "cache"), "prompt_tokens": 4}
     return DataSettings(**(fields | changes))
-
-
-def message(call):
-    with pytest.raises(ValueError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 class TestWindows:
@@ -73,7 +66,7 @@ class TestWindows:
         monkeypatch.setattr("dllm_kernels.training.windows.documents", None)
         again = windows(settings(parts, tmp_path, text=("elsewhere/text.jsonl",)), 8, 71, 0, encoder)
         assert np.array_equal(again["training"].rows, made["training"].rows)
-        found = message(lambda: windows(settings(parts, tmp_path), 16, 71, 0, encoder))
+        found = refusal(lambda: windows(settings(parts, tmp_path), 16, 71, 0, encoder))
         assert found.startswith(
             f"{tmp_path}/windows was made from other settings (seq_len was 8 and is 16); name another folder"
         )
@@ -83,7 +76,7 @@ class TestWindows:
         (tmp_path / "few.jsonl").write_text('{"text": "w4 w5"}\n')
         for text, expected in (("bad", "cannot be read"), ("few", "the text gives 1 training and 0 held-out windows")):
             data = settings(parts, tmp_path, text=(str(tmp_path / f"{text}.jsonl"),))
-            found = message(lambda data=data: windows(data, 8, 71, 0, encoder))
+            found = refusal(lambda data=data: windows(data, 8, 71, 0, encoder))
             assert expected in found or "no text in the field" in found
             assert not (tmp_path / "windows").exists()
 
@@ -107,12 +100,12 @@ class TestText:
             (tmp_path / f"{name}.jsonl").write_text(f'{{"body": "w4 {name}"}}\n{{"body": "w5 {name}"}}\n')
         text = tuple(str(tmp_path / f"{name}.jsonl") for name in "ab")
         assert list(documents(settings(parts, tmp_path, text=text, field="body"))) == ["w4 a", "w5 a", "w4 b", "w5 b"]
-        found = message(lambda: list(documents(settings(parts, tmp_path, text=text))))
+        found = refusal(lambda: list(documents(settings(parts, tmp_path, text=text))))
         assert found == f"a row of {text[0]} has no text in the field 'text'; it has body"
 
     def test_names(self, parts, tmp_path):
         def named(*text):
-            return message(lambda: list(documents(settings(parts, tmp_path, text=text))))
+            return refusal(lambda: list(documents(settings(parts, tmp_path, text=text))))
 
         assert named("gone.jsonl") == "data.text names gone.jsonl, which is not a file"
         assert named("./a", "b.txt") == "data.text must be .jsonl or .json files, .txt files, or one hub id"

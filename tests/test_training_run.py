@@ -20,7 +20,7 @@ from dllm_kernels.training.optimizer import Average, learning_rate
 from dllm_kernels.training.run import NotFinite, Run
 from dllm_kernels.training.settings import OptimizerSettings, Settings
 from tests.command import run as command
-from tests.training_parts import lines, save_parts, tiny, write_config
+from tests.training_parts import lines, refusal, save_parts, tiny, write_config
 
 ROOT = Path(__file__).parent.parent
 SHORT = {"optimizer__steps": 12, "optimizer__learning_rate": 1e-3, "checkpoint_every": 5, "log_every": 1, "held_out_every": 6}
@@ -243,27 +243,21 @@ class TestSwitches:
 
 
 class TestBadInput:
-    def message(self, call):
-        with pytest.raises(ValueError) as error:
-            call()
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
     def test_a_run_is_not_written_over(self, parts, short):
         before = (short / "metrics.jsonl").read_text()
-        found = self.message(lambda: Run(tiny(parts, "short", **SHORT), device="cpu"))
+        found = refusal(lambda: Run(tiny(parts, "short", **SHORT), device="cpu"))
         assert found == f"{short} holds a run; --resume goes on with it, or name another output"
         changed = SHORT | {"optimizer__learning_rate": 2e-3}
-        found = self.message(lambda: Run(tiny(parts, "short", **changed), resume=True, device="cpu"))
+        found = refusal(lambda: Run(tiny(parts, "short", **changed), resume=True, device="cpu"))
         assert found == f"{short} was begun with other settings of optimizer; a run goes on as it began"
-        found = self.message(lambda: Run(tiny(parts, "none"), resume=True, device="cpu"))
+        found = refusal(lambda: Run(tiny(parts, "none"), resume=True, device="cpu"))
         assert found == f"{parts / 'none'} holds no checkpoint to go on from"
         assert (short / "metrics.jsonl").read_text() == before
 
     def test_an_encoder_that_does_not_fit(self, parts):
-        found = self.message(lambda: Run(tiny(parts, "wide", model__hidden_dim=32), device="cpu"))
+        found = refusal(lambda: Run(tiny(parts, "wide", model__hidden_dim=32), device="cpu"))
         assert "has hidden states of width 64, and the model's hidden_dim is 32" in found
-        found = self.message(lambda: Run(tiny(parts, "words", model__vocab_size=70), device="cpu"))
+        found = refusal(lambda: Run(tiny(parts, "words", model__vocab_size=70), device="cpu"))
         assert "has 71 tokens, and the model's vocab_size is 70" in found
 
     def test_a_loss_that_is_not_finite_ends_the_run(self, parts):

@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -77,3 +78,11 @@ def tiny(folder, output="out", **changes):
 def lines(folder):
     """The lines of a run's metrics."""
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def refusal(call):
+    """The one sentence of the ValueError that a call raises."""
+    with pytest.raises(ValueError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)

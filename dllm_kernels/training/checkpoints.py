@@ -4,7 +4,9 @@ A checkpoint is a folder that is written aside and renamed, so a folder that is 
 """
 
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ class Checkpoints:
                 shutil.rmtree(left)
             aside.mkdir(parents=True)
         self._wait()
-        dcp.save(state, checkpoint_id=aside, no_dist=not torch.distributed.is_initialized())
+        with _alone() as alone:
+            dcp.save(state, checkpoint_id=aside, no_dist=alone)
         self._wait()
         if self._main:
             shutil.rmtree(self._path(step), ignore_errors=True)
@@ -53,9 +56,18 @@ class Checkpoints:
             ValueError: it does not fit.
         """
         try:
-            dcp.load(state, checkpoint_id=self._path(step), no_dist=not torch.distributed.is_initialized())
+            with _alone() as alone:
+                dcp.load(state, checkpoint_id=self._path(step), no_dist=alone)
         except (dcp.api.CheckpointException, RuntimeError, ValueError) as error:
             raise ValueError(f"{self._path(step)} does not fit this run: {' '.join(str(error).split())[:300]}") from error
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether this is the only process, which PyTorch warns of although it is told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield not torch.distributed.is_initialized()

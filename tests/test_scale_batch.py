@@ -1,0 +1,238 @@
+"""Batch generation on one machine: a sample depends on the job and its number, and a run goes on where it was killed."""
+
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dllm_kernels import FusedSampler
+from dllm_kernels.config import LDLMConfig
+from dllm_kernels.scale import Job, ParquetFolder, Prompts, batch, generate
+from dllm_kernels.scale import job as job_module
+from dllm_kernels.scale.prompted import encode
+from dllm_kernels.scale.shards import Shards
+from dllm_kernels.sources import RandomModel
+from tests.command import message, read, save_ours
+from tests.models import randomized
+from tests.test_scale_prompts import StandInEncoder, jsonl
+
+JOB = Job("tiny", steps=2, batch=4, seq_len=16, temperature=1.0, seed=3)
+
+
+def rows(folder):
+    """Every row, in the order of the files' names."""
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    generate(22, folder, JOB, shard_size=9)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+def test_samples_are_those_of_the_sampler(whole):
+    sampler = FusedSampler(
+        RandomModel(LDLMConfig.preset("tiny")), 2, 1, 16, dtype=torch.bfloat16, device="cpu", batch_invariant=True
+    )
+    expected = [{"sample": k, "tokens": sampler(seed=3, first_sample=k, temperature=1.0).tokens[0].tolist()} for k in range(22)]
+    assert rows(whole) == expected
+    assert len({tuple(row["tokens"]) for row in expected}) == 22
+    assert sorted(os.listdir(whole)) == [
+        "manifest.json",
+        "samples-000000000000000-000000000000008.parquet",
+        "samples-000000000000009-000000000000017.parquet",
+        "samples-000000000000018-000000000000021.parquet",
+    ]
+
+
+@pytest.mark.parametrize(("size", "shard"), [(1, 22), (5, 3), (16, 16)])
+def test_a_sample_does_not_depend_on_batch_or_shard(whole, tmp_path, size, shard):
+    generate(22, tmp_path, Job(**vars(JOB) | {"batch": size}), shard_size=shard)
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_on_a_cpu_samplers_are_batch_invariant():
+    """Tokens alone would seldom show it: a row's bits change in the last place."""
+    assert JOB.build().sampler.batch_invariant
+
+
+def test_a_worker_leaves_a_shard_alone_that_another_made(whole):
+    path = whole / "samples-000000000000009-000000000000017.parquet"
+    stamp, worker = path.stat().st_mtime_ns, batch.Worker(JOB, None, Shards(0, 22, 9), ParquetFolder(whole))
+    assert worker(1) == 9 and path.stat().st_mtime_ns == stamp
+
+
+def test_a_later_first_sample(whole, tmp_path):
+    generate(5, tmp_path, JOB, first_sample=11)
+    assert rows(tmp_path) == rows(whole)[11:16]
+
+
+def test_a_killed_run_goes_on(whole, tmp_path, monkeypatch):
+    calls, call = [], job_module.Generator.__call__
+
+    def dies(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return call(self, *arguments)
+
+    monkeypatch.setattr(job_module.Generator, "__call__", dies)
+    with pytest.raises(KeyboardInterrupt):
+        generate(22, tmp_path, JOB, shard_size=9)
+    assert list(contents(tmp_path)) == ["samples-000000000000000-000000000000008.parquet"]
+    told = []
+    summary = generate(22, tmp_path, JOB, shard_size=9, told=lambda done, count: told.append((done, count)))
+    assert told == [(9, 22), (18, 22), (22, 22)]
+    assert (summary.found, summary.made, summary.count) == (9, 13, 22)
+    assert contents(tmp_path) == contents(whole)
+    assert len(calls) == 5 + 3 + 1
+    assert generate(22, tmp_path, JOB, shard_size=9).made == 0 and len(calls) == 9
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_a_lost_file_is_made_again_and_no_other(whole, tmp_path, lost):
+    generate(22, tmp_path, JOB, shard_size=9)
+    paths = sorted(tmp_path.glob("*.parquet"))
+    stamps = {path: path.stat().st_mtime_ns for path in paths}
+    paths[lost].unlink()
+    generate(22, tmp_path, JOB, shard_size=9)
+    assert contents(tmp_path) == contents(whole)
+    assert [p for p in paths if p.stat().st_mtime_ns != stamps[p]] == [paths[lost]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 4}, {"steps": 3}, {"model": "folder"}, {"batch": 5}, {"temperature": 0.5}, {"solver": "ddpm"}, {"seq_len": 15}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_job_is_refused_and_nothing_changes(whole, tmp_path, change):
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    if "model" in change:
+        change = {"model": str(save_ours(tmp_path)), "seq_len": 13}
+    with pytest.raises(ValueError, match=f"was begun with {next(iter(change))} .*; name another folder"):
+        generate(22, whole, Job(**vars(JOB) | change), shard_size=9)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+@pytest.mark.parametrize(("count", "options"), [(23, {}), (22, {"shard_size": 8}), (22, {"first_sample": 1})])
+def test_another_range_is_refused(whole, count, options):
+    with pytest.raises(ValueError, match=r"was begun with (count|shard|first_sample)"):
+        generate(count, whole, JOB, **({"shard_size": 9} | options))
+
+
+def test_weights_that_changed_are_another_model(tmp_path):
+    folder = save_ours(tmp_path / "model")
+    job = Job(str(folder), steps=1, batch=2)
+    generate(3, tmp_path / "out", job)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="was begun with model"):
+        generate(3, tmp_path / "out", job)
+
+
+class TestPrompts:
+    TEXTS = ("to be", "or not to be, that is the question", "x", "to be", "a longer one")
+
+    @pytest.fixture(autouse=True)
+    def an_encoder(self, monkeypatch):
+        def load(config, prompt_len, device):
+            return lambda prompts: encode(StandInEncoder(config.hidden_dim), prompts, prompt_len, 1)
+
+        monkeypatch.setattr(job_module, "load_encoder", load)
+
+    @pytest.fixture
+    def job(self, tmp_path):
+        """Of a model whose config names an encoder."""
+        randomized(LDLMConfig.preset("tiny", encoder="stand-in")).save_pretrained(tmp_path / "model")
+        return Job(**vars(JOB) | {"model": str(tmp_path / "model"), "prompt_len": 8})
+
+    def prompts(self, path, texts=TEXTS):
+        return Prompts(jsonl(path, [{"prompt": text} for text in texts]))
+
+    def test_each_sample_has_its_prompt(self, job, tmp_path):
+        job = Job(**vars(job) | {"guidance_scale": 2.0})
+        generate(self.prompts(tmp_path / "p.jsonl"), tmp_path / "a", job, shard_size=3)
+        found = rows(tmp_path / "a")
+        assert [row["prompt"] for row in found] == list(self.TEXTS)
+        changed = self.prompts(tmp_path / "q.jsonl", (*self.TEXTS[:2], "another", *self.TEXTS[3:]))
+        generate(changed, tmp_path / "b", Job(**vars(job) | {"batch": 2}), shard_size=4)
+        assert [one == two for one, two in zip(found, rows(tmp_path / "b"), strict=True)] == [True, True, False, True, True]
+
+    def test_other_prompts_are_refused(self, job, tmp_path):
+        generate(self.prompts(tmp_path / "p.jsonl"), tmp_path / "a", job)
+        with pytest.raises(ValueError, match="was begun with prompts"):
+            generate(self.prompts(tmp_path / "q.jsonl", self.TEXTS[::-1]), tmp_path / "a", job)
+
+    def test_a_job_without_room_for_them(self, tmp_path):
+        with pytest.raises(ValueError, match="prompt_len of at least 1"):
+            generate(self.prompts(tmp_path / "p.jsonl"), tmp_path / "a", JOB)
+        with pytest.raises(ValueError, match="needs prompts"):
+            generate(3, tmp_path / "a", Job(**vars(JOB) | {"prompt_len": 8}))
+        with pytest.raises(ValueError, match="its config names none"):
+            generate(self.prompts(tmp_path / "p.jsonl"), tmp_path / "a", Job(**vars(JOB) | {"prompt_len": 8}))
+        assert not (tmp_path / "a").exists()
+
+
+class TestCommand:
+    def test_files(self, whole, tmp_path):
+        options = ("--count", 22, "--steps", 2, "--batch", 4, "--seq-len", 16, "--temperature", 1, "--seed", 3, "--shard", 9)
+        result = read("generate", "tiny", *options, "--device", "cpu", "--output", tmp_path)
+        assert contents(tmp_path) == contents(whole)
+        assert (result["samples"], result["found"], result["made"], result["workers"]) == (22, 0, 22, 1)
+        assert result["tokens_per_s"] == pytest.approx(22 * 16 / result["seconds"])
+        assert read("generate", "tiny", *options, "--device", "cpu", "--output", tmp_path)["found"] == 22
+        assert "was begun with seed 3, and this run has 4" in message(
+            "generate", "tiny", *options, "--seed", 4, "--device", "cpu", "--output", tmp_path
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            (("--count", 3), "--output names their folder"),
+            (("--output", "{}"), "either --count or --prompts"),
+            (("--output", "{}", "--count", 3, "--prompts", "x"), "either --count or --prompts"),
+            (("--output", "{}", "--count", 3, "--seq-len", 65), "this model has 64 latents"),
+            (("--output", "{}", "--count", 3, "--solver", "euler"), "solver"),
+            (("--output", "{}", "--count", 3, "--workers", 2), "2 workers need Ray"),
+            (("--output", "{}", "--count", 3, "--guidance-scale", 2), "guidance needs context_len"),
+            (("--output", "{}", "--prompts", "none.jsonl"), "No such file"),
+            (("--workers", 2), "belong to --output"),
+        ],
+    )
+    def test_bad_input(self, tmp_path, options, expected):
+        folder = tmp_path / "out"
+        assert expected in message("generate", "tiny", *(str(o).replace("{}", str(folder)) for o in options))
+        assert not folder.exists()
+
+
+def test_nothing_of_the_extra_is_imported_without_it():
+    extra = ("ray", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "pyarrow", "datasets")
+    script = f"import sys, dllm_kernels, dllm_kernels.cli, dllm_kernels.scale; print([m for m in {extra} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_without_the_extra_the_command_says_so(tmp_path):
+    script = (
+        "import sys; sys.modules['pyarrow'] = sys.modules['pyarrow.parquet'] = None\nfrom dllm_kernels.cli import main; main()"
+    )
+    command = [sys.executable, "-c", script, "generate", "tiny", "--count", "3", "--output", str(tmp_path / "x")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "pip install 'dllm-kernels[scale]'" in result.stderr.splitlines()[-1]
+
+
+def test_a_shard_is_32_batches_where_nothing_is_said(tmp_path):
+    generate(batch.BATCHES_A_SHARD * 2 + 1, tmp_path, Job("tiny", steps=1, batch=2, seq_len=1))
+    assert sorted(contents(tmp_path)) == [
+        "samples-000000000000000-000000000000063.parquet",
+        "samples-000000000000064-000000000000064.parquet",
+    ]

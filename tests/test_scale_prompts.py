@@ -1,0 +1,122 @@
+"""Prompts from files and datasets, a range at a time."""
+
+import json
+import pickle
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dllm_kernels.config import LDLMConfig
+from dllm_kernels.scale import prompts as module
+from dllm_kernels.scale.prompted import check_prompts, encode
+from dllm_kernels.scale.prompts import Prompts
+
+TEXTS = [f"prompt {i}: ä {'x' * (i % 7)}" for i in range(53)]
+
+
+def jsonl(path, rows):
+    path.write_bytes(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+    return path
+
+
+@pytest.fixture(params=["jsonl", "jsonl without a last newline", "parquet", "dataset"])
+def source(request, tmp_path):
+    if request.param.startswith("jsonl"):
+        path = jsonl(tmp_path / "p.jsonl", [{"id": i, "prompt": text} for i, text in enumerate(TEXTS)])
+        if request.param != "jsonl":
+            path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+        return path
+    if request.param == "parquet":
+        pq.write_table(pa.table({"text": TEXTS, "id": range(53)}), tmp_path / "p.parquet", row_group_size=10)
+        return tmp_path / "p.parquet"
+    datasets.Dataset.from_dict({"prompt": TEXTS}).save_to_disk(tmp_path / "d")
+    return tmp_path / "d"
+
+
+def test_any_range_is_read(source, monkeypatch):
+    monkeypatch.setattr(module, "STRIDE", 8)
+    found = pickle.loads(pickle.dumps(Prompts(source)))
+    assert found.count == 53
+    for first, count in ((0, 53), (0, 1), (7, 2), (8, 8), (9, 21), (10, 10), (52, 1)):
+        assert found.read(first, count) == TEXTS[first : first + count]
+
+
+def test_the_digest_tells_contents_apart(tmp_path):
+    rows = [{"prompt": text} for text in TEXTS]
+    one, same = (Prompts(jsonl(tmp_path / f"{name}.jsonl", rows)).digest for name in "ab")
+    other = Prompts(jsonl(tmp_path / "c.jsonl", rows[::-1])).digest
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"prompt": "a"}\n{"prompt": "b"\n', "line 2 of .* is not JSON"),
+        (b'{"prompt": "a"}\n["b"]\n', "line 2 of .* is not a JSON object"),
+        (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2 of .* has no text in its field 'prompt'"),
+        (b'{"prompt": "a"}\n{"prompt": " "}\n', "line 2 of .* has an empty prompt"),
+        (b'{"id": 1}\n', "has no field 'prompt' or 'text'; it has id"),
+        (b"", "holds no prompts"),
+        (b'{"prompt": "\xff"}\n', "line 1 of .* is not JSON"),
+    ],
+)
+def test_lines_that_do_not_fit(tmp_path, content, message):
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Prompts(tmp_path / "p.jsonl")
+
+
+def test_other_sources_that_do_not_fit(tmp_path):
+    (tmp_path / "p.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"p.parquet is no Parquet file"):
+        Prompts(tmp_path / "p.parquet")
+    pq.write_table(pa.table({"prompt": [1, 2]}), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="holds int64, not text"):
+        Prompts(tmp_path / "p.parquet")
+    pq.write_table(pa.table({"prompt": ["a", None]}), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=r"row 1 of .* has no text"):
+        Prompts(tmp_path / "p.parquet").read(0, 2)
+    with pytest.raises(FileNotFoundError):
+        Prompts(tmp_path / "none.jsonl")
+    with pytest.raises(FileNotFoundError, match="no dataset's folder and no hub id"):
+        Prompts(tmp_path / "none")
+
+
+class StandInEncoder:
+    """Tokens are characters; hidden states hold them, and how many rows were read together, so that company shows."""
+
+    max_tokens = 40
+
+    def __init__(self, hidden_dim):
+        self.hidden_dim = hidden_dim
+
+    def tokenizer(self, texts, add_special_tokens, verbose):
+        assert not add_special_tokens
+        return {"input_ids": [[ord(c) % 32 for c in text] for text in texts]}
+
+    def __call__(self, tokens, mask, batch_size):
+        hidden = (tokens * mask)[..., None] + torch.zeros(*tokens.shape, self.hidden_dim)
+        for part in hidden.split(batch_size):
+            part[..., -1] = len(part)
+        return hidden
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_prompts_are_padded_and_cut(at_once):
+    hidden, mask = encode(StandInEncoder(3), ["ab", "abcdefgh", "abc"], 5, at_once)
+    assert mask.tolist() == [[True] * 2 + [False] * 3, [True] * 5, [True] * 3 + [False] * 2]
+    assert hidden[..., 0].tolist() == [[1, 2, 0, 0, 0], [1, 2, 3, 4, 5], [1, 2, 3, 0, 0]]
+    assert hidden[0, 0, 2] == at_once
+    # What the encoder itself reads at most is a limit too.
+    assert encode(StandInEncoder(3), ["a" * 50], 64, 1)[1].shape == (1, 40)
+
+
+def test_a_model_that_takes_no_prompt():
+    check_prompts(LDLMConfig.preset("tiny"), 0)
+    check_prompts(LDLMConfig.preset("tiny", encoder="x"), 8)
+    for changes, expected in (({"context": False}, "context=False"), ({}, "its config names none")):
+        with pytest.raises(ValueError, match=expected):
+            check_prompts(LDLMConfig.preset("tiny", **changes), 8)
