@@ -13,7 +13,7 @@ def test_the_example_configs_are_read():
     tiny = Settings.read(CONFIG)
     preset = LDLMConfig.preset("tiny", seq_len=8, vocab_size=71, decoder_noise=0.5, encoder="encoder", encoder_layer=-2)
     assert tiny.model == preset and tiny.optimizer.learning_rate == 4e-3 and tiny.data.text == ("text.jsonl",)
-    small = Settings.read(CONFIG.parent / "minilm.yaml")
+    small = Settings.read(CONFIG.parent / "demo.yaml")
     assert small.model.encoder == "sentence-transformers/all-MiniLM-L6-v2" and small.encoder.path.endswith("model")
     assert small.optimizer.betas == (0.9, 0.98) and small.trackers == ("tensorboard",) and small.data.cache_gb == 0
 
