@@ -13,6 +13,12 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / TOKENIZER_FILES[0]).is_file()
 
 
+def vocabulary_hash(tokenizer) -> str:
+    """What token windows remember of the tokenizer, one of transformers, that they were made with (training/windows.py)."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+
 class TextTokenizer:
     """A tokenizer of transformers, with what a generated sequence needs: its end, and text without special tokens.
 
@@ -41,9 +47,8 @@ class TextTokenizer:
         self._special = frozenset(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
 
     def vocabulary_hash(self) -> str:
-        """What token windows remember of the tokenizer that they were made with (training/windows.py)."""
-        vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
-        return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+        """`vocabulary_hash` of this tokenizer."""
+        return vocabulary_hash(self._tokenizer)
 
     def words(self, tokens: Iterable[int]) -> list[int]:
         """The tokens of the text itself: up to the first end token, without padding and other special tokens."""

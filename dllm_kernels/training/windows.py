@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.encoder import Encoder
+from dllm_kernels.text import vocabulary_hash
 from dllm_kernels.training.settings import DataSettings
 
 ABOUT_FILE, PARTS = "windows.json", ("training", "held_out")
@@ -146,7 +147,6 @@ def _recipe(data: DataSettings, seq_len: int, vocab_size: int, seed: int, encode
     """What the windows depend on."""
     if encoder.tokenizer is None:
         raise ValueError(f"the encoder {encoder.path} has no tokenizer")
-    vocabulary = json.dumps(sorted(encoder.tokenizer.get_vocab().items()))
     recipe = {name: getattr(data, name) for name in ("field", "unit", "subset", "split", "prompt_tokens", "held_out")}
     texts = [Path(name).name for name in data.text]
     return recipe | {
@@ -155,7 +155,7 @@ def _recipe(data: DataSettings, seq_len: int, vocab_size: int, seed: int, encode
         "seq_len": seq_len,
         "vocab_size": vocab_size,
         "seed": seed,
-        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
+        "vocabulary": vocabulary_hash(encoder.tokenizer),
         "end_token": encoder.end_token,
     }
 
