@@ -88,8 +88,8 @@ def reference(
     "stream_linear",
     "cuda",
     cuda_obstacle,
-    f"bfloat16, up to {MOST_ROWS} rows and {MOST_VALUES:,} values of a weight, its lesser dimension up to {MOST_WIDTH}, "
-    "unless the library was faster (kernels/stream.json)",
+    "bfloat16, where a whole layer was timed and faster (kernels/stream.json); where none was timed, up to "
+    f"{MOST_ROWS} rows and {MOST_VALUES:,} values of a weight, its lesser dimension up to {MOST_WIDTH}",
 )
 def _cuda(
     x: Tensor,
