@@ -32,6 +32,7 @@ class LDLMConfig:
         first_prediction: what stands for the previous prediction when there is none: "zeros", or "skip", where z goes
             around the input projection as in the published code.
         context: the denoiser cross-attends to a prompt's hidden states, or to a learned null context.
+        input_positions: the latent encoder adds learned positions to the hidden states.
         causal: the token decoder's self-attention is causal.
         standardize: latents and hidden states are standardised per feature by stored means and deviations.
         decoder_noise: standard deviation of the noise added to the latent decoder's input in training.
@@ -58,6 +59,7 @@ class LDLMConfig:
     self_conditioning: bool = True
     first_prediction: str = "zeros"
     context: bool = True
+    input_positions: bool = True
     causal: bool = False
     standardize: bool = True
     decoder_noise: float = 3.0
@@ -143,6 +145,7 @@ def open_dllm_config(dim: int, vocab_size: int, seq_len: int = 64, proj_in: bool
         "self_conditioning": proj_in,
         "first_prediction": "skip" if proj_in else "zeros",
         "context": False,
+        "input_positions": False,
         "causal": True,
         "standardize": False,
         "noise_schedule": "power",

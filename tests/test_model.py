@@ -1,5 +1,7 @@
 """The model against the restatement of the published architecture, and what the paper's architecture must satisfy."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -96,9 +98,23 @@ class TestLdlm:
         return randomized(self.config, torch.float64)
 
     def test_widths_may_differ(self, model):
-        z0 = model.encode(torch.randn(2, 17, 48, dtype=torch.float64))
+        z0 = model.encode(torch.randn(2, 7, 48, dtype=torch.float64))
         assert z0.shape == (2, 11, 24)
         assert model.decode(z0).shape == (2, 11, 48)
+
+    def test_input_positions_tell_the_order_of_the_hidden_states(self, model):
+        hidden = torch.randn(2, 11, 48, dtype=torch.float64)
+        without = randomized(dataclasses.replace(self.config, input_positions=False), torch.float64)
+        assert not torch.allclose(model.encode(hidden), model.encode(hidden.flip(1)), rtol=0, atol=1e-3)
+        assert torch.allclose(without.encode(hidden), without.encode(hidden.flip(1)), rtol=0, atol=1e-12)
+        known, positions = model.encode(hidden), model.latent_encoder.positions
+        model.latent_encoder.positions = None
+        moved = hidden + positions * model.statistics.hidden_std
+        assert torch.allclose(model.encode(moved), known, rtol=0, atol=1e-12)
+
+    def test_hidden_states_without_a_position_are_refused(self, model):
+        with pytest.raises(ValueError, match="the context has 12 rows and there are 11 positions"):
+            model.encode(torch.randn(1, 12, 48, dtype=torch.float64))
 
     def test_encoder_mask_hides_padding(self, model):
         hidden = torch.randn(2, 9, 48, dtype=torch.float64)

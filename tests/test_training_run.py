@@ -17,6 +17,7 @@ from dllm_kernels import LDLM, FusedSampler
 from dllm_kernels.checkpoint import open_folder
 from dllm_kernels.encoder import Encoder
 from dllm_kernels.training.optimizer import Average, learning_rate
+from dllm_kernels.training.recipe import JointTraining
 from dllm_kernels.training.run import NotFinite, Run
 from dllm_kernels.training.settings import OptimizerSettings, Settings
 from tests.command import run as command
@@ -59,6 +60,24 @@ def process(*arguments, processes=1, module="dllm_kernels.cli"):
     return subprocess.Popen(
         [*start, "-m", module, *map(str, arguments)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
+
+
+def test_only_the_step_is_compiled_and_once(parts, monkeypatch):
+    """Held-out batches of another size, and what the export measures, would each cost a compilation and then dynamic shapes."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(JointTraining, "compile", lambda joint: torch.nn.Module.compile(joint, backend=backend))
+    torch.compiler.reset()
+    changes = {"optimizer__steps": 3, "checkpoint_every": 1, "held_out_every": 1, "optimizer__compile": True}
+    run = Run(tiny(parts, "compiled", **SHORT | changes), device="cpu")
+    run._update()
+    first = len(compiled)
+    run.train()
+    assert len(compiled) == first > 0
 
 
 class TestTraining:

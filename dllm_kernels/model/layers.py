@@ -27,10 +27,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal
     return out if key_mask is None else out.masked_fill(empty[:, None, None, None], 0)
 
 
-def learned_vectors(count: int, features: int) -> nn.Parameter:
-    """A parameter [1, count, features] of small random vectors: queries, positions, a null context."""
-    # A uniform of deviation 0.02: on the meta device a normal makes PyTorch import its compiler, which takes seconds.
-    return nn.Parameter(nn.init.uniform_(torch.empty(1, count, features), -0.02 * 3**0.5, 0.02 * 3**0.5))
+def learned_vectors(count: int, features: int, deviation: float = 0.02) -> nn.Parameter:
+    """A parameter [1, count, features] of random vectors: queries, positions, a null context."""
+    # A uniform: on the meta device a normal makes PyTorch import its compiler, which takes seconds.
+    return nn.Parameter(nn.init.uniform_(torch.empty(1, count, features), -deviation * 3**0.5, deviation * 3**0.5))
 
 
 class SelfAttention(nn.Module):

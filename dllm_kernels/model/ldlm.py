@@ -159,7 +159,7 @@ def build_module(name: str, config: LDLMConfig, attention: AttentionFunction = s
         case "statistics":
             return Statistics(config)
         case "latent_encoder":
-            return Perceiver(config, config.hidden_dim, config.latent_dim, attention)
+            return Perceiver(config, config.hidden_dim, config.latent_dim, attention, config.input_positions)
         case "denoiser":
             return Denoiser(config, attention)
         case "latent_decoder":

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ class Run:
         looked -= looked % (math.lcm(8, self.world) if looked >= 8 * self.world else self.world)
         starts = range(0, looked, size)
         self.joint.eval()
-        with self.average.applied():
+        with self.average.applied(), _uncompiled():
             for start in starts:
                 whole = min(size, looked - start)
                 number = whole // self.world
@@ -260,7 +261,7 @@ class Run:
         """Writes the averaged weights as a model, with the latents' statistics under these weights, and its tokenizer."""
         settings = self.settings
         self.joint.eval()
-        with self.average.applied():
+        with self.average.applied(), _uncompiled():
             measured = self._latent_moments() if settings.model.standardize else None
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             state = get_model_state_dict(self.joint, options=options)
@@ -303,6 +304,11 @@ class Run:
     @property
     def _shape(self) -> tuple[int, int]:
         return self.settings.model.seq_len, self.settings.model.latent_dim
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """What is looked at now and then, in batches of other sizes, is not worth a compilation, nor are dynamic shapes after it."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def _whole(value: Tensor) -> Tensor:
