@@ -32,10 +32,18 @@ def test_the_error_is_at_most_half_a_scale_of_its_channel():
 
 
 def test_zeros_stay_zeros_and_vectors_stay_exact():
-    state = {"a.weight": torch.zeros(3, 4), "a.bias": torch.randn(3), "positions": torch.randn(1, 2, 4)}
+    state = {"a.weight": torch.zeros(3, 4), "a.bias": torch.randn(3)}
     assert all(torch.equal(tensor, state[name]) for name, tensor in dequantize(quantize(state)).items())
     assert dequantize(quantize(state)).keys() == state.keys()
     assert torch.equal(quantize(state)["a.weight_scale"], torch.ones(3))
+
+
+def test_learned_vectors_have_a_scale_each():
+    positions = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 5)[:, None]
+    stored = quantize({"positions": positions})
+    assert stored["positions"].dtype == torch.int8 and stored["positions_scale"].shape == (1, 5)
+    flat = dequantize(quantize({"positions": positions[0]}))["positions"]
+    assert torch.equal(dequantize(stored)["positions"], flat[None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
