@@ -307,7 +307,7 @@ class Run:
 
 
 def _uncompiled() -> AbstractContextManager[None]:
-    """What is looked at now and then, in batches of other sizes, is not worth a compilation, nor are dynamic shapes after it."""
+    """For what is looked at now and then: other batch sizes would be compiled, and leave the step with dynamic shapes."""
     return torch.compiler.set_stance("force_eager")
 
 
