@@ -85,7 +85,7 @@ def generate(
     seq_len: SeqLen = None,
     solver: Annotated[str, typer.Option(help="ddim, ddpm or dpmpp_2m")] = "ddim",
     eta: Annotated[float | None, typer.Option(help="noise of ddpm; 1 is the ancestral sampler")] = None,
-    grid: Annotated[str, typer.Option(help="t, log_snr:START:END, or the times, 1,0.5,0")] = "t",
+    grid: Annotated[str, typer.Option(help="auto, t, log_snr:START:END, or the times, 1,0.5,0")] = "auto",
     seed: Seed = 0,
     first_sample: Annotated[int, typer.Option(min=0, help="number of the first sample of the seed")] = 0,
     temperature: Annotated[float, typer.Option(min=0, callback=_finite, help="0 takes the most likely token")] = 0.0,

@@ -6,6 +6,8 @@ an architecture's name.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 QWEN36_VOCAB = 248_320
@@ -38,6 +40,8 @@ class LDLMConfig:
         decoder_noise: standard deviation of the noise added to the latent decoder's input in training.
         noise_schedule: "tangent", "cosine" or "power" (diffusion/schedule.py), as the model was trained.
         schedule_parameter: d of "tangent", k of "power"; ignored by "cosine".
+        sampled_log_snr: the ends of the log-SNRs that a sampler steps through where it is not told a grid, least first; None
+            for steps uniform in t. Where a model decides what a text says is measured once it is trained.
         encoder: path or hub id of the frozen language model, or None.
         encoder_layer: index into its hidden states.
 
@@ -65,6 +69,7 @@ class LDLMConfig:
     decoder_noise: float = 3.0
     noise_schedule: str = "tangent"
     schedule_parameter: float = 3.0
+    sampled_log_snr: tuple[float, float] | None = None
     encoder: str | None = None
     encoder_layer: int = -3
 
@@ -90,6 +95,8 @@ class LDLMConfig:
             self.noise_schedule in ("tangent", "cosine", "power"),
             f"noise_schedule is {self.noise_schedule!r}; it must be 'tangent', 'cosine' or 'power'",
         )
+        if self.sampled_log_snr is not None:
+            object.__setattr__(self, "sampled_log_snr", _rising(self.sampled_log_snr))
         _require(self.schedule_parameter > 0, f"schedule_parameter is {self.schedule_parameter!r}; it must be positive")
         _require(
             self.ada_ln or (self.latent_dim == self.dim and not self.context),
@@ -129,6 +136,16 @@ class LDLMConfig:
     def to_dict(self) -> dict:
         """The fields as plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def _rising(ends: Sequence[float]) -> tuple[float, float]:
+    """Two numbers, as JSON and YAML give them in a list too."""
+    numbers = isinstance(ends, (list, tuple)) and all(type(end) in (int, float) for end in ends)
+    _require(
+        numbers and len(ends) == 2 and -math.inf < ends[0] < ends[1] < math.inf,
+        f"sampled_log_snr is {ends!r}; it must be two finite numbers, the smaller first",
+    )
+    return float(ends[0]), float(ends[1])
 
 
 def _require(condition: bool, message: str) -> None:

@@ -96,9 +96,9 @@ def grid_of(text: str) -> str | tuple | list[float]:
         if name == "log_snr":
             start, end = map(float, ends)
             return name, start, end
-        return text if text == "t" else [float(t) for t in text.split(",")]
+        return text if text in ("auto", "t") else [float(t) for t in text.split(",")]
     except ValueError:
-        raise ValueError(f"grid is {text!r}; it must be t, log_snr:START:END, or times such as 1,0.5,0") from None
+        raise ValueError(f"grid is {text!r}; it must be auto, t, log_snr:START:END, or times such as 1,0.5,0") from None
 
 
 def decoder_of(tokenizer: str | None, source: RandomModel | StoredModel | LiveModel) -> Callable[[list[int]], str] | None:

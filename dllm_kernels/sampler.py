@@ -68,7 +68,7 @@ class FusedSampler:
         seq_len: T, tokens a sample, up to the model's; None for the model's.
         solver: "ddim", "ddpm" or "dpmpp_2m" (diffusion/solver.py).
         eta: noise of "ddpm" relative to the ancestral sampler; None for 1 there and 0 elsewhere.
-        grid: "t", ("log_snr", start, end), or a list of times (diffusion/schedule.py).
+        grid: "auto" for the model's own, "t", ("log_snr", start, end), or a list of times (diffusion/solver.py).
         context_len: P, the longest prompt a call may bring, in tokens; 0 for none.
         guidance: classifier-free guidance (arXiv:2207.12598); needs context_len.
         logprobs: whether log-probabilities are returned.
@@ -90,7 +90,7 @@ class FusedSampler:
         seq_len: int | None = None,
         solver: str = "ddim",
         eta: float | None = None,
-        grid: str | tuple | list = "t",
+        grid: str | tuple | list = "auto",
         context_len: int = 0,
         guidance: bool = False,
         logprobs: bool = False,

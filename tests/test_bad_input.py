@@ -55,8 +55,11 @@ class TestBadInput:
             ("generate tiny --solver euler", "unknown solver 'euler'; known solvers: ddim, ddpm, dpmpp_2m"),
             ("generate tiny --eta 0.5", "eta is 0.5; solver 'ddim' adds no noise, so it must be 0"),
             ("generate tiny --solver ddpm --eta nan", "eta is nan; it must lie between 0 and 1"),
-            ("generate tiny --grid log_snr:a", "grid is 'log_snr:a'; it must be t, log_snr:START:END, or times such as"),
-            ("generate tiny --grid cosine", "grid is 'cosine'; it must be t, log_snr:START:END, or times such as 1,0.5,0"),
+            ("generate tiny --grid log_snr:a", "grid is 'log_snr:a'; it must be auto, t, log_snr:START:END, or times such as"),
+            (
+                "generate tiny --grid cosine",
+                "grid is 'cosine'; it must be auto, t, log_snr:START:END, or times such as 1,0.5,0",
+            ),
             ("generate tiny --steps 3 --grid 1,0", "the grid has 2 times; 3 steps need 4"),
             ("generate tiny --backend metal", "unknown backend 'metal'; known backends: auto, cuda, triton, torch"),
             ("generate tiny --device tpu", "unknown device 'tpu'; known devices: cpu, cuda, cuda:N"),

@@ -1,5 +1,6 @@
 """FusedSampler on a CPU: plan == model, seeds, batches, changed weights, threads."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -97,7 +98,7 @@ class TestContext:
 def test_tokens_depend_on_the_denoiser(name):
     """The published loop multiplies the last prediction by zero, so its tokens do not."""
     model = randomized(CONFIGS[name], torch.float64)
-    sampler = sampler_of(model)
+    sampler = sampler_of(model, batch_size=8)
     before = sampler().tokens
     with torch.no_grad():
         model.denoiser.blocks[0].mlp.down.weight.neg_()
@@ -160,6 +161,14 @@ class TestSeeds:
     def test_negative_and_large_seeds_are_64_bit(self):
         sampler = sampler_of(self.model)
         assert torch.equal(sampler(seed=-1).latents, sampler(seed=2**64 - 1).latents)
+
+
+def test_the_models_own_grid_is_the_default():
+    config = dataclasses.replace(TINY, sampled_log_snr=(-4.5, -2.0))
+    model = randomized(config)
+    options = {"num_steps": 3, "device": "cpu", "dtype": torch.float64}
+    latents = [FusedSampler(model, grid=grid, **options)().latents for grid in ("auto", ("log_snr", -4.5, -2.0), "t")]
+    assert torch.equal(latents[0], latents[1]) and not torch.allclose(latents[0], latents[2], rtol=0, atol=1e-3)
 
 
 def test_outputs_are_fresh():

@@ -4,6 +4,7 @@ For data N(MEAN, DEVIATION^2) everything is known: z_t is N(alpha MEAN, v^2) wit
 denoiser E[z0 | z_t] is affine, and the probability-flow ODE keeps (z_t - alpha MEAN) / v constant.
 """
 
+import dataclasses
 import math
 
 import mpmath
@@ -212,6 +213,14 @@ def test_uniform_grid():
 
 
 @each_schedule
+def test_the_models_own_grid(schedule):
+    ranged = dataclasses.replace(schedule, sampled=(-4.5, -2.0))
+    assert torch.equal(time_grid(schedule, 6), time_grid(schedule, 6, "t"))
+    assert torch.equal(time_grid(ranged, 6), time_grid(schedule, 6, ("log_snr", -4.5, -2.0)))
+    assert torch.equal(time_grid(ranged, 6, "t"), time_grid(schedule, 6, "t"))
+
+
+@each_schedule
 def test_log_snr_grid(schedule):
     times = time_grid(schedule, 7, LOG_SNR_GRID)
     expected = torch.linspace(-11.0, 13.0, 7, dtype=torch.float64)
@@ -306,7 +315,7 @@ def test_ddpm_with_counter_based_noise():
         (-3, "t", "num_steps is -3"),
         (2.0, "t", "num_steps is 2.0"),
         (True, "t", "num_steps is True"),
-        (4, "cosine", "unknown grid 'cosine'; it must be 't', .'log_snr', start, end. or a list of times"),
+        (4, "cosine", "unknown grid 'cosine'; it must be 'auto', 't', .'log_snr', start, end. or a list of times"),
         (4, ("log_snr", 5.0), "unknown grid .'log_snr', 5.0.; it must be"),
         (4, None, "unknown grid None; it must be"),
         (4, 4, "unknown grid 4; it must be"),

@@ -29,6 +29,7 @@ class NoiseSchedule:
         name: "tangent": sigma / alpha = d tan(pi t / 2) (TEncDM, arXiv:2402.19097); "cosine": the same with d = 1, so
             alpha = cos(pi t / 2) (arXiv:2102.09672 without its offset); "power": sigma^2 = t^k.
         parameter: d of "tangent", k of "power"; ignored by "cosine".
+        sampled: the least and the greatest log-SNR that a sampler steps through unless told otherwise, or None (solver.py).
 
     Raises:
         ValueError: the name is not one of SCHEDULES, or the parameter is not positive and finite.
@@ -36,6 +37,7 @@ class NoiseSchedule:
 
     name: str
     parameter: float
+    sampled: tuple[float, float] | None = None
 
     def __post_init__(self):
         if self.name not in SCHEDULES:
@@ -46,7 +48,7 @@ class NoiseSchedule:
     @classmethod
     def from_config(cls, config: LDLMConfig) -> "NoiseSchedule":
         """The schedule that a model with this config was trained with."""
-        return cls(config.noise_schedule, config.schedule_parameter)
+        return cls(config.noise_schedule, config.schedule_parameter, config.sampled_log_snr)
 
     def alpha(self, t: float | Tensor) -> Tensor:
         """The data's share of z_t: exactly 1 at t = 0 and exactly 0 at t = 1."""

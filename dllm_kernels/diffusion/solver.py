@@ -18,13 +18,14 @@ from dllm_kernels.diffusion.schedule import NoiseSchedule
 SOLVERS = ("ddim", "ddpm", "dpmpp_2m")
 
 
-def time_grid(schedule: NoiseSchedule, num_steps: int, grid: str | Sequence | Tensor = "t") -> Tensor:
+def time_grid(schedule: NoiseSchedule, num_steps: int, grid: str | Sequence | Tensor = "auto") -> Tensor:
     """The times of a sampler, from noise down to data.
 
     Args:
         schedule: the model's noise schedule.
         num_steps: N, how often the denoiser runs.
-        grid: "t": uniform in t from 1 to 0; ("log_snr", start, end): N times uniform in log-SNR from `start` up to `end`
+        grid: "auto": ("log_snr", *schedule.sampled) where the model has such a range, otherwise "t"; "t": uniform in t from
+            1 to 0; ("log_snr", start, end): N times uniform in log-SNR from `start` up to `end`
             (`start` alone for N = 1), then t = 0; or the N + 1 times themselves, the last of them 0.
 
     Returns:
@@ -36,6 +37,8 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, grid: str | Sequence | Te
     """
     if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
         raise ValueError(f"num_steps is {num_steps!r}; it must be a whole number of at least 1")
+    if isinstance(grid, str) and grid == "auto":
+        grid = "t" if schedule.sampled is None else ("log_snr", *schedule.sampled)
     match grid:
         case "t":
             return torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
@@ -55,7 +58,7 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, grid: str | Sequence | Te
                 raise ValueError(f"the grid ends at t = {times[-1].item()}; it must end at 0")
             return times
         case _:
-            raise ValueError(f"unknown grid {grid!r}; it must be 't', ('log_snr', start, end) or a list of times")
+            raise ValueError(f"unknown grid {grid!r}; it must be 'auto', 't', ('log_snr', start, end) or a list of times")
 
 
 def coefficient_table(schedule: NoiseSchedule, times: Sequence | Tensor, solver: str, eta: float = 0.0) -> Tensor:

@@ -109,7 +109,7 @@ def serve(
     deadline: Annotated[float, typer.Option(help="seconds after which a request gets 504")] = 30,
     replicas: Annotated[int, typer.Option(min=1, help="samplers, each on a card or on its CPU threads")] = 1,
     solver: Annotated[str, typer.Option(help="ddim or dpmpp_2m")] = "ddim",
-    grid: Annotated[str, typer.Option(help="t, log_snr:START:END, or the times, 1,0.5,0")] = "t",
+    grid: Annotated[str, typer.Option(help="auto, t, log_snr:START:END, or the times, 1,0.5,0")] = "auto",
     prompt_len: Annotated[int, typer.Option(min=0, help="longest prompt in tokens; 0 takes none")] = 0,
     guidance: Annotated[bool, typer.Option("--guidance", help="allow guidance_scale, with samplers of its own")] = False,
     tokenizer: Annotated[str | None, typer.Option(help="folder or hub id; without one text is the tokens' numbers")] = None,

@@ -45,7 +45,7 @@ class Job:
     seq_len: int | None = None
     solver: str = "ddim"
     eta: float | None = None
-    grid: str = "t"
+    grid: str = "auto"
     seed: int = 0
     temperature: float = 0.0
     guidance_scale: float = 1.0

@@ -38,7 +38,7 @@ class Settings:
     steps: tuple[int, ...] = (10,)
     batches: tuple[int, ...] = (1, 8)
     solver: str = "ddim"
-    grid: str = "t"
+    grid: str = "auto"
     dtype: str = "bf16"
     device: str = "cpu"
     backend: str = "auto"
