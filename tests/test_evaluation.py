@@ -53,7 +53,7 @@ def command(files, *more):
 def found(files):
     more = ("--training", files / "train.txt", "--encoder", files / "encoder", "--prompt-len", 7, "--seed", 3)
     # Hot enough for special tokens to be among the samples.
-    more += ("--temperature", 9)
+    more += ("--temperature", 9, "--grid", "log_snr:-3:2")
     run(*command(files, *more))
     return read(files / "out.json")
 
@@ -72,7 +72,7 @@ class TestEvaluation:
     def test_the_models_rows_are_its_samples(self, files, found):
         tokenizer, judge = TextTokenizer(files / "model"), Judge(files / "judge", CPU)
         sampler = FusedSampler.from_pretrained(
-            files / "model", num_steps=2, batch_size=4, solver="ddim", dtype=torch.float32, device="cpu"
+            files / "model", num_steps=2, batch_size=4, grid=("log_snr", -3, 2), dtype=torch.float32, device="cpu"
         )
         drawn = torch.cat([sampler(3, first, temperature=9.0).tokens for first in (0, 4)])[:SAMPLES].tolist()
         kept = [tokenizer.words(row) for row in drawn]
@@ -167,6 +167,8 @@ class TestBadInput:
             (("--steps", "1,x"), "steps is '1,x'; it must be whole numbers with commas between them, such as 1,10,25"),
             (("--steps", "0,4"), "steps has 0; each must be at least 1"),
             (("--solver", "euler"), "unknown solver 'euler'; known solvers: ddim, ddpm, dpmpp_2m"),
+            (("--grid", "1,0.5,0"), "the times themselves fit one number of steps; grid must be auto, t or log_snr:START:END"),
+            (("--grid", "log_snr:3:1"), "the log-SNR grid goes from 3.0 to 1.0; its ends must be finite and rise"),
             (("--held-out", "nowhere"), "nowhere is neither a file nor a folder"),
             (("--training", "nowhere"), "nowhere is neither a file nor a folder"),
             (("--judge", "./nowhere"), "the judge ./nowhere is not a file or folder, and not a hub id"),

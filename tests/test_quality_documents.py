@@ -10,7 +10,7 @@ from tests.command import run
 ROOT = Path(__file__).parent.parent
 COMMITTED = [path for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")) if SCHEMA in path.read_text()[:100]]
 MACHINE = {"name": "NVIDIA H100", "torch": "2.13", "commit": "abc", "device": "cuda"}
-SETTINGS = {"samples": 512, "seq_len": 64, "batch": 64, "dtype": "bf16", "temperature": 0.0, "seed": 0}
+SETTINGS = {"samples": 512, "seq_len": 64, "grid": "auto", "batch": 64, "dtype": "bf16", "temperature": 0.0, "seed": 0}
 
 
 def row(source, perplexity, solver=None, steps=None, entropy=6.5, mauve=0.9, **fields):

@@ -14,14 +14,15 @@ from rich.table import Table
 from dllm_kernels.bad_input import user_input
 from dllm_kernels.bench.machine import Machine
 from dllm_kernels.bench.tables import number
-from dllm_kernels.diffusion.solver import SOLVERS
+from dllm_kernels.diffusion.schedule import NoiseSchedule
+from dllm_kernels.diffusion.solver import SOLVERS, time_grid
 from dllm_kernels.encoder import Encoder
 from dllm_kernels.evaluation.judge import SMOLLM2, Judge
 from dllm_kernels.evaluation.results import Evaluation, read
 from dllm_kernels.evaluation.run import Task, held_out_halves
 from dllm_kernels.evaluation.run import evaluate as run_evaluation
 from dllm_kernels.model.ldlm import MODULES, build_module
-from dllm_kernels.options import AsJson, Batch, Device, Dtype, DtypeOption, Threads, device_for, stored_model
+from dllm_kernels.options import AsJson, Batch, Device, Dtype, DtypeOption, Threads, device_for, grid_of, stored_model
 from dllm_kernels.report import emit, notes, out
 from dllm_kernels.sources import StoredModel
 from dllm_kernels.text import TextTokenizer, has_tokenizer
@@ -40,6 +41,7 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=2, help="texts a row of the table")] = 512,
     steps: Annotated[str, typer.Option(help="numbers of steps, with commas between them")] = "1,2,4,10,25,50",
     solver: Annotated[list[str], typer.Option(help="ddim, ddpm or dpmpp_2m; several times for several")] = ("ddim", "dpmpp_2m"),
+    grid: Annotated[str, typer.Option(help="auto, t, or log_snr:START:END")] = "auto",
     batch: Batch = 64,
     prompt_len: Annotated[int, typer.Option(min=1, help="tokens of a prompt in the prompt test")] = 32,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token")] = 0.0,
@@ -63,8 +65,12 @@ def evaluate(
             if path is not None and not path.exists():
                 raise ValueError(f"{path} is neither a file nor a folder")
         _needs()
-        source = stored_model(model)
-        task = Task(held_out, training, samples, solvers, numbers, batch, prompt_len, temperature, seed, dtype.torch, on)
+        source, times = stored_model(model), grid_of(grid)
+        if isinstance(times, list):
+            raise ValueError("the times themselves fit one number of steps; grid must be auto, t or log_snr:START:END")
+        for few in numbers:
+            time_grid(NoiseSchedule.from_config(source.config), few, times)
+        task = Task(held_out, training, samples, solvers, numbers, times, batch, prompt_len, temperature, seed, dtype.torch, on)
         try:
             words = TextTokenizer(_tokenizer_path(tokenizer, encoder, source))
             halves = held_out_halves(task, words, source.config.seq_len)
@@ -80,6 +86,7 @@ def evaluate(
             {
                 "samples": samples,
                 "seq_len": source.config.seq_len,
+                "grid": grid,
                 "batch": batch,
                 "dtype": dtype,
                 "temperature": temperature,

@@ -70,8 +70,8 @@ def _section(evaluation: Evaluation) -> list[str]:
         f"`{evaluation.command}`, {number(evaluation.took_s)} s on {machine['name']}, torch {machine['torch']}, "
         f"{evaluation.day}, commit {machine['commit']}. {evaluation.parameters / 1e6:,.1f} million parameters, "
         f"{settings['seq_len']} tokens, "
-        f"{settings['samples']} samples a row, {settings['dtype']}, batch {settings['batch']}, temperature "
-        f"{settings['temperature']:g}, seed {settings['seed']}; judge: {evaluation.judge}.{state}",
+        f"{settings['samples']} samples a row, grid {settings['grid']}, {settings['dtype']}, batch {settings['batch']}, "
+        f"temperature {settings['temperature']:g}, seed {settings['seed']}; judge: {evaluation.judge}.{state}",
         markdown(["text", "solver", "steps", *_COLUMNS], rows),
         *_verdicts(evaluation),
         *(f"Left out: {reason}." for reason in evaluation.left_out),

@@ -43,6 +43,7 @@ class Task:
         training: the text that it was trained on, or such a folder, or None.
         samples: texts a source.
         solvers, steps: of the model; every solver runs with every number of steps.
+        grid: of the sampler (diffusion/solver.py), one that fits any number of steps.
         batch: samples generated together.
         prompt_len: tokens of a prompt in the prompt test.
         temperature, seed: of the samples.
@@ -54,6 +55,7 @@ class Task:
     samples: int
     solvers: Sequence[str]
     steps: Sequence[int]
+    grid: str | tuple
     batch: int
     prompt_len: int
     temperature: float
@@ -140,7 +142,7 @@ def _generate(source: StoredModel, task: Task, solver: str, steps: int) -> tuple
     """Samples 0 to `samples` - 1 of the seed, and tokens a second of the batches they were made in."""
     batch = min(task.batch, task.samples)
     with user_input():
-        sampler = FusedSampler(source, steps, batch, solver=solver, dtype=task.dtype, device=task.device)
+        sampler = FusedSampler(source, steps, batch, solver=solver, grid=task.grid, dtype=task.dtype, device=task.device)
     call = {"seed": task.seed, "temperature": task.temperature}
     sampler(**call)
     starts = range(0, task.samples, batch)
