@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from dllm_kernels.encoder import Encoder
+from dllm_kernels.evaluation.texts import tokenised
+from dllm_kernels.text import TextTokenizer
 from dllm_kernels.training.data import Order, Source
 from dllm_kernels.training.hidden import BLOCK, Cache, HiddenStates, moments
 from dllm_kernels.training.settings import DataSettings
@@ -55,11 +57,30 @@ class TestWindows:
         held_out = len(made["held_out"]) / (len(made["training"]) + len(made["held_out"]))
         assert 0.04 < held_out < 0.2 and made["training"].rows.dtype == np.uint16
 
+    @pytest.mark.parametrize(
+        "length, starts", [(1, [0]), (8, [0]), (9, [0, 3]), (11, [0, 3]), (12, [0, 3, 6]), (17, [0, 3, 6, 9])]
+    )
+    def test_overlapping_windows_begin_a_stride_apart_until_the_end_is_in_one(self, length, starts):
+        tokens = list(range(100, 100 + length))
+        rows = list(cut(tokens, 8, 3, 4, np.random.default_rng(0)))
+        assert [window for window, _ in rows] == [tokens[start : start + 8] for start in starts]
+        assert all(prompt == tokens[start - len(prompt) : start] for start, (_, prompt) in zip(starts, rows, strict=True))
+
+    def test_overlapping_windows_are_their_documents_again(self, parts, encoder, tmp_path):
+        made = windows(settings(parts, tmp_path, stride=3), 8, 71, 0, encoder)
+        texts = [json.loads(line)["text"] for line in (parts / "text.jsonl").open()]
+        tokenizer = TextTokenizer(parts / "encoder")
+        found = {part: list(tokenised(tmp_path / "windows", tokenizer, part)) for part in made}
+        assert sorted(found["training"] + found["held_out"]) == sorted(tokenizer.tokens(texts))
+        # With an end token each; held-out windows do not overlap.
+        values = {part: int(made[part].rows[:, 0].sum()) / sum(len(text) + 1 for text in found[part]) for part in made}
+        assert values["held_out"] == 1 and 2 < values["training"] < 8 / 3
+
     def test_prompt_lengths_are_spread_over_what_there_is(self):
         generator = np.random.default_rng(0)
-        lengths = [len(rows[1]) for _ in range(300) for rows in list(cut(list(range(30)), 10, 8, generator))[1:]]
+        lengths = [len(rows[1]) for _ in range(300) for rows in list(cut(list(range(30)), 10, 10, 8, generator))[1:]]
         assert set(lengths) == set(range(1, 9)) and all(40 < lengths.count(n) < 110 for n in range(1, 9))
-        assert next(cut(list(range(6)), 3, 8, np.random.default_rng(1))) == [[0, 1, 2], []]
+        assert next(cut(list(range(6)), 3, 3, 8, np.random.default_rng(1))) == [[0, 1, 2], []]
 
     def test_a_machine_without_the_text_uses_what_was_made(self, parts, encoder, tmp_path, monkeypatch):
         made = windows(settings(parts, tmp_path), 8, 71, 0, encoder)

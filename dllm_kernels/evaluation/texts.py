@@ -60,7 +60,7 @@ def windows(path: Path, tokenizer: TextTokenizer, length: int, seed: int) -> lis
 
 
 def _joined(folder: Path, tokenizer: TextTokenizer, part: str) -> Iterator[list[int]]:
-    """Documents put together again from their windows, which follow each other and end with an end token."""
+    """Documents put together again from their windows, which follow each other, may overlap, and end with an end token."""
     try:
         recipe = json.loads((folder / ABOUT_FILE).read_text())["recipe"]
     except (OSError, ValueError, KeyError) as error:
@@ -68,10 +68,12 @@ def _joined(folder: Path, tokenizer: TextTokenizer, part: str) -> Iterator[list[
     if recipe["vocabulary"] != tokenizer.vocabulary_hash():
         raise ValueError(f"{folder} was made with another vocabulary than that of the model's tokenizer")
     stored, document = read(folder, recipe)[part], []
+    stride = recipe.get("stride") if part == "training" else None
+    known = 0 if stride is None else recipe["seq_len"] - stride
     for first in range(0, len(stored), _TOGETHER):
         rows, masks = stored.tokens(slice(first, first + _TOGETHER))
         for row, mask in zip(rows, masks, strict=True):
-            document += row[mask].tolist()
+            document += row[mask][known if document else 0 :].tolist()
             if not mask.all() or document[-1] == recipe["end_token"]:
                 yield [token for token in document if token != recipe["end_token"]]
                 document = []

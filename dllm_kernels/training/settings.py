@@ -41,6 +41,7 @@ class DataSettings:
         subset, split: of a hub data set.
         prompt_tokens: the longest prompt, the tokens before a window in its document; 0 for none.
         held_out: share of the documents that is not trained on.
+        stride: tokens from the beginning of a training window to that of the next in its document, at most T; None for T.
         max_windows: stop after this many training windows; 0 for all.
         cache: the folder of the hidden states' cache.
         cache_gb: the most that this folder may hold, in 1e9 bytes; 0 keeps none on disk.
@@ -56,6 +57,7 @@ class DataSettings:
     split: str = "train"
     prompt_tokens: int = 0
     held_out: float = 0.01
+    stride: int | None = None
     max_windows: int = 0
     cache: str = "hidden-states"
     cache_gb: float = 20.0
@@ -164,6 +166,8 @@ class Settings:
         for name in ("prompt_tokens", "max_windows", "cache_gb"):
             _between(f"data.{name}", getattr(data, name), 0, math.inf)
         _between("data.memory_share", data.memory_share, 0, 0.9)
+        if data.stride is not None:
+            _between("data.stride", data.stride, 1, self.model.seq_len)
         if not 0 <= data.held_out < 1:
             raise ValueError(f"data.held_out is {data.held_out!r}; it must be at least 0 and below 1")
         for name, least in (("checkpoint_every", 1), ("keep_checkpoints", 1), ("log_every", 1), ("held_out_every", 0)):

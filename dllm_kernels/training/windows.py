@@ -1,7 +1,8 @@
 """Text to windows of T tokens, each with the tokens before it in its document as a prompt.
 
-A document is its tokens and an end token, cut into consecutive windows; the last one is padded. A window's prompt is the end
-of what stands before it: its length is drawn uniformly from 1 to `prompt_tokens`, or to what there is, so that a model meets
+A document is its tokens and an end token, cut into consecutive windows; the last one is padded. Training windows may begin
+closer to each other than T, so that a model meets a text at several places of a window. A window's prompt is the end of what
+stands before it: its length is drawn uniformly from 1 to `prompt_tokens`, or to what there is, so that a model meets
 prompts of every length, encoded as they will be. The first window of a document has none.
 
 The windows are kept in a folder as rows of integers, written as the text streams by, so that no corpus has to fit into
@@ -89,9 +90,11 @@ def read(folder: Path, recipe: dict[str, Any]) -> dict[str, Windows]:
     return found
 
 
-def cut(tokens: list[int], seq_len: int, prompt_tokens: int, generator: np.random.Generator) -> Iterator[list[list[int]]]:
-    """A document's windows and the prompt of each."""
-    for start in range(0, len(tokens), seq_len):
+def cut(
+    tokens: list[int], seq_len: int, stride: int, prompt_tokens: int, generator: np.random.Generator
+) -> Iterator[list[list[int]]]:
+    """A document's windows, one every `stride` tokens until its end is in one, and the prompt of each."""
+    for start in range(0, max(1, len(tokens) - (seq_len - stride)), stride):
         longest = min(prompt_tokens, start)
         length = int(generator.integers(1, longest + 1)) if longest else 0
         yield [tokens[start : start + seq_len], tokens[start - length : start]]
@@ -147,7 +150,7 @@ def _recipe(data: DataSettings, seq_len: int, vocab_size: int, seed: int, encode
     """What the windows depend on."""
     if encoder.tokenizer is None:
         raise ValueError(f"the encoder {encoder.path} has no tokenizer")
-    recipe = {name: getattr(data, name) for name in ("field", "unit", "subset", "split", "prompt_tokens", "held_out")}
+    recipe = {name: getattr(data, name) for name in ("field", "unit", "subset", "split", "prompt_tokens", "held_out", "stride")}
     texts = [Path(name).name for name in data.text]
     return recipe | {
         "text": texts,
@@ -170,7 +173,8 @@ def _write(folder: Path, recipe: dict[str, Any], data: DataSettings, seq_len: in
     try:
         for tokens in _tokenized(data, encoder, texts):
             part = PARTS[generator.random() < data.held_out]
-            rows = list(cut(tokens, seq_len, data.prompt_tokens, generator))
+            stride = data.stride or seq_len if part == "training" else seq_len
+            rows = list(cut(tokens, seq_len, stride, data.prompt_tokens, generator))
             block = np.full((len(rows), 2 + seq_len + data.prompt_tokens), encoder.pad_token, dtype)
             for row, (window, prompt) in zip(block, rows, strict=True):
                 row[:2] = len(window), len(prompt)
