@@ -1,6 +1,7 @@
 """A run of configs/tiny.yaml on a CPU: what it learns, that a kill changes nothing, and that two processes equal one."""
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -90,6 +91,13 @@ class TestTraining:
         assert last["loss"] < 0.6 and last["diffusion"] < 0.2 and last["hidden"] < 0.25 and last["words"] < 0.2
         assert last["held_out_accuracy"] > 0.93 and last["held_out_diffusion"] < 0.2
         assert first["encoder_share"] < 0.03 and last["encoder_share"] == 1
+
+    def test_says_what_it_was_told_and_where_it_ran(self, trained, parts):
+        settings, _, _ = trained
+        told = json.loads((parts / "trained" / "settings.json").read_text())
+        machine = told.pop("machine")
+        assert told == json.loads(json.dumps(settings.to_dict()))
+        assert machine["device"] == "cpu" and machine["processes"] == 1 and machine["torch"] == torch.__version__
 
     def test_the_model_is_the_averaged_weights_with_measured_statistics(self, trained, parts):
         settings, _, result = trained

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from dllm_kernels.bench.machine import Machine
 from dllm_kernels.device import resolve_device
 from dllm_kernels.encoder import Encoder
 from dllm_kernels.model.layers import sdpa
@@ -184,7 +185,8 @@ class Run:
         if self.main:
             self.output.mkdir(parents=True, exist_ok=True)
             aside = self.output / ".settings.json.partial"
-            aside.write_text(json.dumps(self.settings.to_dict(), indent=2) + "\n")
+            about = self.settings.to_dict() | {"machine": Machine(self.device).describe() | {"processes": self.world}}
+            aside.write_text(json.dumps(about, indent=2) + "\n")
             aside.replace(self.output / "settings.json")
 
         def also(line: dict[str, Any]) -> None:
