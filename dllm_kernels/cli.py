@@ -37,12 +37,12 @@ from dllm_kernels.options import (
     Preset,
     Steps,
     Threads,
-    decoder_of,
     device_for,
     grid_of,
     is_open_dllm,
     source_of,
     stored_model,
+    tokenizer_of,
 )
 from dllm_kernels.phases import phase_times
 from dllm_kernels.report import emit, notes, progress_bar
@@ -118,7 +118,7 @@ def generate(
             raise ValueError("--ray, --workers, --shard and --guidance-scale belong to --output")
         on = device_for(device, backend, threads)
         source = source_of(model, dtype.torch)
-        decode = decoder_of(tokenizer, source)
+        words = tokenizer_of(tokenizer, source)
         start = time.perf_counter()
         with notes.status("packing the weights"):
             sampler = FusedSampler(
@@ -146,7 +146,7 @@ def generate(
         "seq_len": sampler.seq_len,
         "solver": solver,
         "tokens": out.tokens.tolist(),
-        "text": decode and [decode(row) for row in out.tokens.tolist()],
+        "text": words and [words.text(row) for row in out.tokens.tolist()],
         "phases_ms": {phase: 1000 * s for phase, s in phases.items()},
         "total_ms": 1000 * seconds,
         "tokens_per_s": batch * sampler.seq_len / seconds,

@@ -1,6 +1,5 @@
 """Options that several commands share, and what they stand for."""
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -101,13 +100,13 @@ def grid_of(text: str) -> str | tuple | list[float]:
         raise ValueError(f"grid is {text!r}; it must be auto, t, log_snr:START:END, or times such as 1,0.5,0") from None
 
 
-def decoder_of(tokenizer: str | None, source: RandomModel | StoredModel | LiveModel) -> Callable[[list[int]], str] | None:
+def tokenizer_of(tokenizer: str | None, source: RandomModel | StoredModel | LiveModel) -> TextTokenizer | None:
     """What turns tokens into text: the tokenizer asked for, or the one beside the weights, or None. Raises ValueError."""
     try:
         if tokenizer is not None:
-            return TextTokenizer(tokenizer).text
+            return TextTokenizer(tokenizer)
         if isinstance(source, StoredModel) and has_tokenizer(source.folder):
-            return TextTokenizer(source.folder).text
+            return TextTokenizer(source.folder)
     except ImportError as error:
         if tokenizer is not None:
             raise ValueError(str(error)) from error

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from dllm_kernels.checkpoint import TOKENIZER_FILES
@@ -50,17 +50,15 @@ class TextTokenizer:
         """`vocabulary_hash` of this tokenizer."""
         return vocabulary_hash(self._tokenizer)
 
-    def words(self, tokens: Iterable[int]) -> list[int]:
-        """The tokens of the text itself: up to the first end token, without padding and other special tokens."""
-        kept = []
-        for token in tokens:
-            if token in self.end_tokens:
-                break
-            if token not in self._special:
-                kept.append(token)
-        return kept
+    def end(self, tokens: Sequence[int]) -> int | None:
+        """The place of the first end token, where the text is over, or None where there is none."""
+        return next((place for place, token in enumerate(tokens) if token in self.end_tokens), None)
 
-    def text(self, tokens: Iterable[int]) -> str:
+    def words(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens of the text itself: up to the first end token, without padding and other special tokens."""
+        return [token for token in tokens[: self.end(tokens)] if token not in self._special]
+
+    def text(self, tokens: Sequence[int]) -> str:
         """What a sequence of tokens says, up to its end; special tokens are not shown."""
         return self._tokenizer.decode(self.words(tokens))
 

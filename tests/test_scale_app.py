@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from dllm_kernels.scale.app import Desk, Lost, create_app
 from dllm_kernels.scale.limits import key_digest
 from dllm_kernels.scale.serving import Answer, Settings
+from tests.words import words_tokenizer
 
 PATH = "/v1/completions"
 T = 6
@@ -63,6 +64,42 @@ def test_a_completion():
             "text_offset": [0, 4, 8],
         },
     }
+
+
+class TestEnd:
+    """[CLS] 0 is not shown, [SEP] 1 ends a text."""
+
+    SAMPLES = ([7, 8, 1, 9, 1, 10], [0, 9, 10, 11, 12, 1], [1, 9, 9, 9, 9, 9], [4, 5, 6, 7, 8, 9])
+
+    @pytest.fixture(scope="class")
+    def tokenizer(self, tmp_path_factory):
+        pytest.importorskip("transformers")
+        path = tmp_path_factory.mktemp("tokenizer")
+        words_tokenizer().save_pretrained(path)
+        return str(path)
+
+    @pytest.mark.parametrize(
+        ("max_tokens", "texts", "lengths", "reasons"),
+        [
+            (None, ("w7 w8", "w9 w10 w11 w12", "", "w4 w5 w6 w7 w8 w9"), (3, 6, 1, 6), ("stop", "stop", "stop", "length")),
+            (5, ("w7 w8", "w9 w10 w11 w12", "", "w4 w5 w6 w7 w8"), (3, 5, 1, 5), ("stop", "length", "stop", "length")),
+            (3, ("w7 w8", "w9 w10", "", "w4 w5 w6"), (3, 3, 1, 3), ("stop", "length", "stop", "length")),
+            (2, ("w7 w8", "w9", "", "w4 w5"), (2, 2, 1, 2), ("length", "length", "stop", "length")),
+        ],
+    )
+    def test_a_sample_stops_at_its_end_token_or_where_it_is_cut(self, tokenizer, max_tokens, texts, lengths, reasons):
+        async def fixed(row):
+            return Answer(self.SAMPLES[row.sample], [-0.5 * i for i in range(T)], 0, 1, 1, 0.01, None, True)
+
+        body = {"model": "tiny", "n": 4, "logprobs": 1, "max_tokens": max_tokens}
+        found = client(fixed, tokenizer=tokenizer).post(PATH, json=body).json()
+        choices = found["choices"]
+        assert [choice["text"] for choice in choices] == list(texts)
+        assert [choice["finish_reason"] for choice in choices] == list(reasons)
+        for choice, length in zip(choices, lengths, strict=True):
+            assert choice["logprobs"]["token_logprobs"] == [-0.5 * i for i in range(length)]
+            assert len(choice["logprobs"]["tokens"]) == len(choice["logprobs"]["text_offset"]) == length
+        assert found["usage"] == {"prompt_tokens": 0, "completion_tokens": sum(lengths), "total_tokens": sum(lengths)}
 
 
 def test_what_a_row_is_asked_for():

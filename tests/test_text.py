@@ -30,6 +30,11 @@ def test_text_ends_at_the_end_and_shows_no_special_token(folder, tokens, text):
     assert TextTokenizer(folder).text(tokens) == text
 
 
+@pytest.mark.parametrize("tokens, place", [([0, 7, 8, 1, 9, 1], 3), ([7, 2], None), ([1], 0), ([], None)])
+def test_the_place_of_the_end(folder, tokens, place):
+    assert TextTokenizer(folder).end(tokens) == place
+
+
 def test_tokens_are_those_of_the_text_alone(folder):
     tokenizer = TextTokenizer(folder)
     assert tokenizer.tokens(["w7 w8 and", "w100"]) == [[7, 8, 3], [100]]

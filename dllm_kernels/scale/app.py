@@ -157,16 +157,17 @@ class Desk:
 
     def _completion(self, body: CompletionRequest, answers: list[Answer]) -> Completion:
         length = body.max_tokens or self.seq_len
-        choices = []
+        choices, made = [], 0
         for index, answer in enumerate(answers):
-            tokens, logprobs = answer.tokens[:length], None
+            (tokens, ended), logprobs = self._text.until_end(answer.tokens[:length]), None
+            made += len(tokens)
             text = self._text(tokens)
             if body.logprobs is not None:
                 pieces, offsets = self._text.pieces(tokens)
-                logprobs = Logprobs(tokens=pieces, token_logprobs=answer.logprobs[:length], text_offset=offsets)
-            choices.append(Choice(index=index, text=text, logprobs=logprobs))
+                logprobs = Logprobs(tokens=pieces, token_logprobs=answer.logprobs[: len(tokens)], text_offset=offsets)
+            choices.append(Choice(index=index, text=text, logprobs=logprobs, finish_reason="stop" if ended else "length"))
         read = sum(answer.prompt_tokens for answer in answers[:: body.n or 1])
-        usage = Usage(prompt_tokens=read, completion_tokens=length * len(answers), total_tokens=read + length * len(answers))
+        usage = Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
         return Completion(
             id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=self.model.id, choices=choices, usage=usage
         )

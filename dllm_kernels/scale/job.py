@@ -13,7 +13,7 @@ from dllm_kernels import checkpoint
 from dllm_kernels.config import PRESETS
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
-from dllm_kernels.options import Dtype, decoder_of, device_for, grid_of, source_of
+from dllm_kernels.options import Dtype, device_for, grid_of, source_of, tokenizer_of
 from dllm_kernels.sampler import FusedSampler, check_options
 from dllm_kernels.scale.prompted import check_prompts, load_encoder
 
@@ -104,7 +104,7 @@ class Generator:
         dtype = Dtype(job.dtype).torch
         self.job = job
         source = source_of(job.model, dtype)
-        self._decode = decoder_of(job.tokenizer, source)
+        self._tokenizer = tokenizer_of(job.tokenizer, source)
         self.sampler = FusedSampler(
             source,
             job.steps,
@@ -135,8 +135,8 @@ class Generator:
         out = self.sampler(seed=job.seed, first_sample=first, temperature=job.temperature, **context)
         tokens = out.tokens[:count].to("cpu", torch.int32).numpy()
         columns = {"sample": range(first, first + count), "prompt": prompts, "tokens": tokens}
-        if self._decode is not None:
-            columns["text"] = [self._decode(row) for row in tokens.tolist()]
+        if self._tokenizer is not None:
+            columns["text"] = [self._tokenizer.text(row) for row in tokens.tolist()]
         return {name: values for name, values in columns.items() if values is not None}
 
 

@@ -47,16 +47,16 @@ class Logprobs(BaseModel):
 
 
 class Choice(BaseModel):
-    """One sample."""
+    """One sample: "stop" where an end token is among the tokens asked for, "length" where they were cut, or T was reached."""
 
     index: int
     text: str
     logprobs: Logprobs | None
-    finish_reason: Literal["length"] = "length"
+    finish_reason: Literal["stop", "length"]
 
 
 class Usage(BaseModel):
-    """Tokens read and made."""
+    """Tokens read, and tokens of the choices, each up to its end token, which counts."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -11,7 +11,7 @@ import torch
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.ops.noise import initial_noise
-from dllm_kernels.options import Dtype, decoder_of, device_for, grid_of, source_of
+from dllm_kernels.options import Dtype, device_for, grid_of, source_of, tokenizer_of
 from dllm_kernels.sampler import FusedSampler, check_options
 from dllm_kernels.scale.prompted import check_prompts, load_encoder
 
@@ -229,14 +229,19 @@ class Text:
     """Tokens to text: through a tokenizer, or as their numbers where there is none."""
 
     def __init__(self, model: str, tokenizer: str | None):
-        self._decode = decoder_of(tokenizer, source_of(model, torch.bfloat16))
+        self._tokenizer = tokenizer_of(tokenizer, source_of(model, torch.bfloat16))
 
     def __call__(self, tokens: list[int]) -> str:
         """The text of a sample."""
-        return " ".join(map(str, tokens)) if self._decode is None else self._decode(tokens)
+        return " ".join(map(str, tokens)) if self._tokenizer is None else self._tokenizer.text(tokens)
+
+    def until_end(self, tokens: list[int]) -> tuple[list[int], bool]:
+        """The tokens to the first end token, which is kept, and whether there is one; numbers have no end."""
+        end = None if self._tokenizer is None else self._tokenizer.end(tokens)
+        return (tokens, False) if end is None else (tokens[: end + 1], True)
 
     def pieces(self, tokens: list[int]) -> tuple[list[str], list[int]]:
         """The text of each token on its own, and where it begins in the text of all."""
-        between = 1 if self._decode is None else 0
+        between = 1 if self._tokenizer is None else 0
         offsets = [len(self(tokens[:i])) + between * (i > 0) for i in range(len(tokens))]
         return [self([token]) for token in tokens], offsets
