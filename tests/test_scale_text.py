@@ -19,7 +19,8 @@ PROMPTS = ["w7 w8 w9", "w50", "w9 w10 w11 w12 w13 w14 w15", "w4"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     encoder = save_encoder(tmp_path_factory.mktemp("encoder"))
-    return save_model(tmp_path_factory.mktemp("model"), encoder=str(encoder))
+    # Of these weights the prompts' texts are four; of others one token often wins everywhere.
+    return save_model(tmp_path_factory.mktemp("model"), seed=7, encoder=str(encoder))
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ def words_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
-def save_model(path, **changes):
+def save_model(path, seed=0, **changes):
     """A checkpoint folder of a small random model with the tokenizer beside its weights."""
     from dllm_kernels.config import LDLMConfig
     from tests.models import randomized
 
-    randomized(LDLMConfig.preset("tiny", **{"seq_len": 13, "vocab_size": 101} | changes)).save_pretrained(path)
+    randomized(LDLMConfig.preset("tiny", **{"seq_len": 13, "vocab_size": 101} | changes), seed=seed).save_pretrained(path)
     words_tokenizer().save_pretrained(path)
     return path
 
