@@ -45,10 +45,13 @@ from dllm_kernels.options import (
     tokenizer_of,
 )
 from dllm_kernels.phases import phase_times
+from dllm_kernels.pipeline import LDLMPipeline
 from dllm_kernels.report import emit, notes, progress_bar
 from dllm_kernels.scale.command import generate_files
 from dllm_kernels.scale.command import serve as serve_command
-from dllm_kernels.sources import PACKED_MODULES, RandomModel
+from dllm_kernels.scale.prompted import PromptLimit
+from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
+from dllm_kernels.text import TextTokenizer
 from dllm_kernels.training.command import train as train_command
 from dllm_kernels.tune import tune as tune_command
 
@@ -100,22 +103,42 @@ def generate(
         typer.Option(metavar="FILE", help="make a sample for each: .jsonl, .parquet, a dataset's folder or hub id"),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="the folder of Parquet files; a killed run goes on there")] = None,
-    guidance_scale: Annotated[float, typer.Option(callback=_finite, help="of classifier-free guidance, with --prompts")] = 1.0,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="write continuations of this, as many as --batch")] = None,
+    prompt_len: Annotated[int | None, typer.Option(min=1, help="longest prompt in tokens; T, where not given")] = None,
+    guidance_scale: Annotated[float, typer.Option(callback=_finite, help="of classifier-free guidance by the prompt")] = 1.0,
     ray: Annotated[str | None, typer.Option(help="make the files on Ray: local, auto, or a cluster's address")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="samplers on Ray; as many as the cluster holds")] = None,
     shard: Annotated[int | None, typer.Option(min=1, help="samples a file; 32 batches")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate tokens, twice: the first generation warms up, the second is timed. With --output, generate files of them."""
+    """Generate tokens, twice: the first warms up, the second is timed. With --prompt or, as files, with --output: once."""
+    if prompt is not None:
+        with user_input():
+            if any(option is not None for option in (output, count, prompts, ray, workers, shard)):
+                raise ValueError("--prompt is one text, continued on the screen: --prompts FILE goes with --output")
+            on, source = device_for(device, backend, threads), source_of(model, dtype.torch)
+            options = {"seq_len": seq_len, "solver": solver, "eta": eta, "grid": grid_of(grid), "backend": backend}
+            options |= {"dtype": dtype.torch, "device": on}
+            limit = PromptLimit(source.config, prompt_len)
+            words = tokenizer_of(tokenizer, source) or TextTokenizer(source.config.encoder)
+            pipe = LDLMPipeline(source, words, batch_size=batch or 1, context_len=limit.most, **options)
+            call = {"seed": seed, "first_sample": first_sample, "temperature": temperature, "guidance_scale": guidance_scale}
+            with notes.status("reading the prompt and packing the weights"):
+                found = pipe(prompt, steps, num_return_sequences=batch or 1, **call)
+        result = {"model": model, "weights": _weights(source), **_where(on), "dtype": dtype, "backend": backend}
+        result |= {"prompt": prompt, "steps": steps, "solver": solver, **call}
+        return emit(result | {"tokens": found.tokens.tolist(), "text": found.texts}, as_json, report.samples)
     if output is not None or count is not None or prompts is not None:
         job = {"model": model, "steps": steps, "batch": batch, "seq_len": seq_len, "solver": solver, "eta": eta, "grid": grid}
         job |= {"seed": seed, "temperature": temperature, "guidance_scale": guidance_scale, "dtype": str(dtype)}
         job |= {"device": device, "backend": backend, "threads": threads, "tokenizer": tokenizer}
-        return generate_files(count, prompts, output, ray, workers, shard, first_sample, as_json, **job)
+        return generate_files(count, prompts, output, ray, workers, shard, first_sample, prompt_len, as_json, **job)
     batch = batch or 1
     with user_input():
-        if ray is not None or workers is not None or shard is not None or guidance_scale != 1:
-            raise ValueError("--ray, --workers, --shard and --guidance-scale belong to --output")
+        if ray is not None or workers is not None or shard is not None:
+            raise ValueError("--ray, --workers and --shard belong to --output")
+        if prompt_len is not None or guidance_scale != 1:
+            raise ValueError("--prompt-len and --guidance-scale belong to --prompt and --prompts")
         on = device_for(device, backend, threads)
         source = source_of(model, dtype.torch)
         words = tokenizer_of(tokenizer, source)
@@ -137,7 +160,7 @@ def generate(
         seconds, peak = sum(phases.values()), peak_memory(on)
     result = {
         "model": model,
-        "weights": "random" if isinstance(source, RandomModel) else "stored",
+        "weights": _weights(source),
         **_where(on),
         "dtype": dtype,
         "backend": backend,
@@ -154,6 +177,10 @@ def generate(
         "peak_memory_bytes": peak,
     } | call
     emit(result, as_json, report.generation)
+
+
+def _weights(source: RandomModel | StoredModel | LiveModel) -> str:
+    return "random" if isinstance(source, RandomModel) else "stored"
 
 
 @app.command("roofline")

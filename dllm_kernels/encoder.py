@@ -24,6 +24,8 @@ from dllm_kernels.device import resolve_device
 _SAMPLED = 256
 """Values of each weight that go into an encoder's identity: enough to tell any two trained models apart."""
 
+_NEEDED = "an encoder needs transformers: pip install 'dllm-kernels[text]'"
+
 _swapping = threading.Lock()
 
 
@@ -65,8 +67,7 @@ class Encoder:
         self.hidden_dim, self.vocab_size = _text_config(self._config).hidden_size, embedding.num_embeddings
         self.tokenizer = _tokenizer(self.path)
         self._before, self._after = _special_tokens(self.tokenizer)
-        positions = getattr(_text_config(self._config), "max_position_embeddings", None)
-        self.max_tokens = positions and positions - len(self._before) - len(self._after)
+        self.max_tokens = _most_tokens(self._config, self._before, self._after)
         kernels = list(_kernels(model))
         packages = {package for _, _, package, torch_only in kernels if not torch_only}
         used = packages if self.device.type == "cuda" else ()
@@ -227,6 +228,28 @@ class Encoder:
                     setattr(module, name, function)
 
 
+def prompt_tokenizer(path: str):
+    """An encoder's tokenizer and the longest text that it reads, as `Encoder.max_tokens`, without loading its weights.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: nothing there, or no tokenizer; one sentence.
+    """
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise ImportError(_NEEDED) from None
+    _check_path(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the encoder {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    tokenizer = _tokenizer(path)
+    if tokenizer is None:
+        raise ValueError(f"the encoder {path} has no tokenizer")
+    return tokenizer, _most_tokens(config, *_special_tokens(tokenizer))
+
+
 @contextmanager
 def _read(layers: nn.ModuleList, layer: int) -> Iterator[list[Tensor]]:
     """A list that gets what goes into the first layer, for layer 0, or what comes out of the last one."""
@@ -254,9 +277,8 @@ def _load(path: str, layer: int, dtype: torch.dtype):
         from transformers import AutoConfig, AutoModel
         from transformers.utils import logging
     except ImportError:
-        raise ImportError("an encoder needs transformers: pip install 'dllm-kernels[text]'") from None
-    if not Path(path).is_dir() and (Path(path).exists() or path.startswith((".", "/", "~"))):
-        raise ValueError(f"the encoder {path} is not a folder, and not a hub id")
+        raise ImportError(_NEEDED) from None
+    _check_path(path)
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # Layers that are left out on purpose would be reported as a mistake.
     logging.set_verbosity_error()
@@ -280,6 +302,16 @@ def _load(path: str, layer: int, dtype: torch.dtype):
     model = getattr(model, "language_model", model)
     model.config.use_cache = False
     return model, whole, layer % (depth + 1), depth
+
+
+def _check_path(path: str) -> None:
+    if not Path(path).is_dir() and (Path(path).exists() or path.startswith((".", "/", "~"))):
+        raise ValueError(f"the encoder {path} is not a folder, and not a hub id")
+
+
+def _most_tokens(config, before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
+    positions = getattr(_text_config(config), "max_position_embeddings", None)
+    return positions and positions - len(before) - len(after)
 
 
 def _cut(path: str, config, layer: int) -> int:

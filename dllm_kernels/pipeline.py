@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm_kernels.encoder import Encoder
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.sampler import FusedSampler
-from dllm_kernels.sources import LiveModel, StoredModel
+from dllm_kernels.sources import LiveModel, RandomModel, StoredModel
 from dllm_kernels.text import TextTokenizer, has_tokenizer
 
 KEPT_SAMPLERS = 4
@@ -40,7 +40,7 @@ class LDLMPipeline:
     steps, a batch, and whether there is a prompt and guidance; later calls of the same kind only run it.
 
     Args:
-        model: an LDLM, or a source of a stored one.
+        model: an LDLM, or a source of one.
         tokenizer: of the model's vocabulary.
         encoder: the frozen encoder that reads prompts, on the samplers' device, or a path or hub id of it, or None for the
             one that the model's config names, which is loaded at the first prompt.
@@ -54,7 +54,7 @@ class LDLMPipeline:
 
     def __init__(
         self,
-        model: LDLM | LiveModel | StoredModel,
+        model: LDLM | LiveModel | StoredModel | RandomModel,
         tokenizer: TextTokenizer,
         encoder: Encoder | str | None = None,
         *,
@@ -172,7 +172,7 @@ class LDLMPipeline:
             number = int(lengths.argmax())
             raise ValueError(
                 f"prompt {number} has {int(lengths[number])} tokens and this pipeline reads at most {self._context_len}: "
-                f"make it with a larger context_len"
+                f"make it with a larger context_len (--prompt-len)"
             )
         return encoder(tokens, mask), mask.to(encoder.device)
 

@@ -30,13 +30,18 @@ def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]
         render(result)
 
 
-def generation(result: dict[str, Any]) -> None:
-    """Text, or tokens where there is no tokenizer; the time of each phase."""
+def samples(result: dict[str, Any]) -> None:
+    """Text, or tokens where there is no tokenizer."""
     samples = result["text"] or [" ".join(map(str, tokens)) for tokens in result["tokens"]]
     for index, sample in enumerate(samples):
         out.print(f"sample {result['first_sample'] + index}: {sample}", soft_wrap=True)
     if result["weights"] == "random":
         out.print("The weights are random, so the tokens carry no meaning.")
+
+
+def generation(result: dict[str, Any]) -> None:
+    """The samples, and the time of each phase."""
+    samples(result)
     table = _table("phase", "ms", "share")
     phases = result["phases_ms"]
     for phase, ms in phases.items():

@@ -31,9 +31,16 @@ async def at_once(row):
     return answer(row)
 
 
+def limit(prompts, place):
+    """A word is a token, of which a prompt may have 8."""
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt.split()) <= 8:
+            raise ValueError(f"{place(number)} has {len(prompt.split())} tokens")
+
+
 def client(generate=at_once, **changes):
     """A client of the application, which has `.desk`."""
-    desk = Desk(Settings(**{"model": "tiny", "steps": (2, 4), "prompt_len": 8, "guidance": True} | changes), T, generate)
+    desk = Desk(Settings(**{"model": "tiny", "steps": (2, 4), "prompt_len": 8, "guidance": True} | changes), T, generate, limit)
     found = TestClient(create_app(desk), raise_server_exceptions=False)
     found.desk = desk
     return found
@@ -125,6 +132,9 @@ def test_what_a_row_is_asked_for():
         ({"max_tokens": 0}, 400, "max_tokens: Input should be greater than or equal to 1"),
         ({"num_inference_steps": 3}, 400, "num_inference_steps is 3; this server has 2, 4"),
         ({"prompt": "x" * 32_769}, 400, "a prompt has 32769 characters"),
+        ({"prompt": "x " * 9, "n": 3}, 400, "prompt 0 has 9 tokens"),
+        ({"prompt": ["", "x", "y " * 10], "n": 2}, 400, "prompt 2 has 10 tokens"),
+        ({"prompt": " "}, 400, "prompt 0 has 0 tokens"),
         ({"guidance_scale": 2}, 400, "guidance_scale needs a prompt"),
         ({"temperature": -1}, 400, "temperature: Input should be greater"),
         ({"temperature": 1e400}, 400, ""),

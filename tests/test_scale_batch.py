@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dllm_kernels import FusedSampler
+from dllm_kernels import encoder as encoder_module
 from dllm_kernels.config import LDLMConfig
 from dllm_kernels.scale import Job, ParquetFolder, Prompts, batch, generate
 from dllm_kernels.scale import job as job_module
@@ -149,12 +150,13 @@ class TestPrompts:
             return lambda prompts: encode(StandInEncoder(config.hidden_dim), prompts, prompt_len, 1)
 
         monkeypatch.setattr(job_module, "load_encoder", load)
+        monkeypatch.setattr(encoder_module, "prompt_tokenizer", lambda path: (StandInEncoder(64).tokenizer, 40))
 
     @pytest.fixture
     def job(self, tmp_path):
         """Of a model whose config names an encoder."""
         randomized(LDLMConfig.preset("tiny", encoder="stand-in")).save_pretrained(tmp_path / "model")
-        return Job(**vars(JOB) | {"model": str(tmp_path / "model"), "prompt_len": 8})
+        return Job(**vars(JOB) | {"model": str(tmp_path / "model"), "prompt_len": 34})
 
     def prompts(self, path, texts=TEXTS):
         return Prompts(jsonl(path, [{"prompt": text} for text in texts]))
@@ -172,6 +174,22 @@ class TestPrompts:
         generate(self.prompts(tmp_path / "p.jsonl"), tmp_path / "a", job)
         with pytest.raises(ValueError, match="was begun with prompts"):
             generate(self.prompts(tmp_path / "q.jsonl", self.TEXTS[::-1]), tmp_path / "a", job)
+
+    def test_one_that_is_too_long_is_named_before_anything_is_made(self, job, tmp_path, monkeypatch):
+        monkeypatch.setattr(batch, "STRIDE", 2)
+        prompts = self.prompts(tmp_path / "p.jsonl", (*self.TEXTS, "a" * 35, "x"))
+        with pytest.raises(ValueError, match=r"line 6 of .*p.jsonl has 35 tokens; prompt_len allows from 1 to 34"):
+            generate(prompts, tmp_path / "a", job)
+        assert not (tmp_path / "a").exists()
+        assert generate(prompts, tmp_path / "a", Job(**vars(job) | {"prompt_len": 35})).made == 7
+
+    def test_a_run_that_goes_on_does_not_read_them_all_again(self, job, tmp_path, monkeypatch):
+        prompts = self.prompts(tmp_path / "p.jsonl")
+        generate(prompts, tmp_path / "a", job, shard_size=2)
+        (tmp_path / "a" / "samples-000000000000002-000000000000003.parquet").unlink()
+        read, found = [], prompts.read
+        monkeypatch.setattr(prompts, "read", lambda first, count: read.append((first, count)) or found(first, count))
+        assert generate(prompts, tmp_path / "a", job, shard_size=2).made == 2 and read == [(2, 2)]
 
     def test_a_job_without_room_for_them(self, tmp_path):
         with pytest.raises(ValueError, match="prompt_len of at least 1"):
@@ -207,6 +225,11 @@ class TestCommand:
             (("--output", "{}", "--count", 3, "--guidance-scale", 2), "guidance needs context_len"),
             (("--output", "{}", "--prompts", "none.jsonl"), "No such file"),
             (("--workers", 2), "belong to --output"),
+            (("--output", "{}", "--count", 3, "--prompt-len", 9), "--prompt-len belongs to --prompt and --prompts"),
+            (("--prompt-len", 9), "belong to --prompt and --prompts"),
+            (("--guidance-scale", 2), "belong to --prompt and --prompts"),
+            (("--prompt", "x", "--output", "{}"), "--prompts FILE goes with --output"),
+            (("--prompt", "x"), "its config names none"),
         ],
     )
     def test_bad_input(self, tmp_path, options, expected):

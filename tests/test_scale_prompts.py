@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dllm_kernels import encoder as encoder_module
 from dllm_kernels.config import LDLMConfig
 from dllm_kernels.scale import prompts as module
-from dllm_kernels.scale.prompted import check_prompts, encode
+from dllm_kernels.scale.prompted import PromptLimit, encode, takes_prompts
 from dllm_kernels.scale.prompts import Prompts
 
 TEXTS = [f"prompt {i}: ä {'x' * (i % 7)}" for i in range(53)]
@@ -105,18 +106,46 @@ class StandInEncoder:
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_prompts_are_padded_and_cut(at_once):
-    hidden, mask = encode(StandInEncoder(3), ["ab", "abcdefgh", "abc"], 5, at_once)
+def test_prompts_are_padded_and_never_cut(at_once):
+    hidden, mask = encode(StandInEncoder(3), ["ab", "abcde", "abc"], 5, at_once)
     assert mask.tolist() == [[True] * 2 + [False] * 3, [True] * 5, [True] * 3 + [False] * 2]
     assert hidden[..., 0].tolist() == [[1, 2, 0, 0, 0], [1, 2, 3, 4, 5], [1, 2, 3, 0, 0]]
     assert hidden[0, 0, 2] == at_once
-    # What the encoder itself reads at most is a limit too.
-    assert encode(StandInEncoder(3), ["a" * 50], 64, 1)[1].shape == (1, 40)
+    with pytest.raises(ValueError, match="prompt 1 of a batch has 6 tokens; prompt_len allows from 1 to 5"):
+        encode(StandInEncoder(3), ["ab", "abcdef", "abc"], 5, at_once)
 
 
-def test_a_model_that_takes_no_prompt():
-    check_prompts(LDLMConfig.preset("tiny"), 0)
-    check_prompts(LDLMConfig.preset("tiny", encoder="x"), 8)
-    for changes, expected in (({"context": False}, "context=False"), ({}, "its config names none")):
-        with pytest.raises(ValueError, match=expected):
-            check_prompts(LDLMConfig.preset("tiny", **changes), 8)
+class TestLimit:
+    @pytest.fixture(autouse=True)
+    def an_encoder(self, monkeypatch):
+        stand_in = StandInEncoder(3)
+        monkeypatch.setattr(encoder_module, "prompt_tokenizer", lambda path: (stand_in.tokenizer, stand_in.max_tokens))
+
+    def config(self, **changes):
+        return LDLMConfig.preset("tiny", **{"encoder": "x"} | changes)
+
+    def test_it_is_the_models_length_or_the_encoders(self):
+        assert PromptLimit(self.config(seq_len=13)).most == 13
+        assert PromptLimit(self.config()).most == 40
+        assert PromptLimit(self.config(seq_len=13), 29).most == 29
+        with pytest.raises(ValueError, match="prompt_len is 41, and the encoder x reads at most 40 tokens"):
+            PromptLimit(self.config(), 41)
+
+    def test_the_prompt_that_does_not_fit_is_named(self):
+        limit = PromptLimit(self.config(), 5)
+        limit(["ab", "abcde"])
+        for prompts, expected in ((["ab", "abcdef"], "prompt 1 has 6 tokens"), (["", "a"], "prompt 0 has 0 tokens")):
+            with pytest.raises(ValueError, match=f"^{expected}; prompt_len allows from 1 to 5$"):
+                limit(prompts)
+
+    def test_a_model_that_takes_no_prompt(self):
+        assert takes_prompts(self.config()) and not takes_prompts(self.config(context=False))
+        for changes, expected in (({"context": False}, "context=False"), ({"encoder": None}, "its config names none")):
+            with pytest.raises(ValueError, match=expected):
+                PromptLimit(self.config(**changes), 8)
+        assert not takes_prompts(self.config(encoder=None))
+
+
+def test_where_a_prompt_stands(source):
+    named = Prompts(source).place(6)
+    assert named == f"line 7 of {source}" if source.suffix == ".jsonl" else f"row 6 of {source}"

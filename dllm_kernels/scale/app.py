@@ -20,6 +20,9 @@ from dllm_kernels.scale.serving import Answer, Row, Settings, Text
 Generate = Callable[[Row], Awaitable[Answer | None]]
 """A row to its answer, or to None where its time was over before it ran."""
 
+Limit = Callable[[list[str], Callable[[int], str]], None]
+"""Raises ValueError for a prompt that is too long, with what the second argument calls it."""
+
 INVALID = "invalid_request_error"
 
 
@@ -70,10 +73,17 @@ class Metrics:
 
 
 class Desk:
-    """Takes requests while fewer than `queue` samples wait, and sees each to its answer."""
+    """Takes requests while fewer than `queue` samples wait, and sees each to its answer.
 
-    def __init__(self, settings: Settings, seq_len: int, generate: Generate):
-        self.settings, self.seq_len, self._generate = settings, seq_len, generate
+    Args:
+        settings: what is served.
+        seq_len: the model's T.
+        generate: makes a sample.
+        limit: of prompts' lengths; None where no prompt is taken.
+    """
+
+    def __init__(self, settings: Settings, seq_len: int, generate: Generate, limit: Limit | None = None):
+        self.settings, self.seq_len, self._generate, self._limit = settings, seq_len, generate, limit
         self.metrics, self.draining, self.waiting = Metrics(), False, 0
         self.model = Model(id=settings.model, created=int(time.time()))
         self._text = Text(settings.model, settings.tokenizer)
@@ -123,6 +133,7 @@ class Desk:
         self._wait(len(rows))
         try:
             async with asyncio.timeout(self.settings.deadline_s):
+                await self._check_prompts([row.prompt for row in rows[:: body.n or 1]])
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._generate(row)) for row in rows]
             answers = [task.result() for task in tasks]
@@ -144,6 +155,16 @@ class Desk:
         for answer in answers:
             self.metrics.count(answer)
         return self._completion(body, answers)
+
+    async def _check_prompts(self, prompts: list[str | None]) -> None:
+        places = [place for place, prompt in enumerate(prompts) if prompt is not None]
+        if not places:
+            return
+        try:
+            # A body of the largest size takes a second, in which others are answered.
+            await asyncio.to_thread(self._limit, [prompts[i] for i in places], lambda i: f"prompt {places[i]}")
+        except ValueError as error:
+            raise Refused(400, str(error), param="prompt") from error
 
     async def drained(self) -> None:
         """Takes no more requests, and returns when all that were taken are answered."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dllm_kernels.scale.job import Generator, Job
-from dllm_kernels.scale.prompts import Prompts
+from dllm_kernels.scale.prompts import STRIDE, Prompts
 from dllm_kernels.scale.shards import Shard, Shards
 from dllm_kernels.scale.sink import ParquetFolder
 
@@ -74,7 +74,8 @@ def generate(
         told: hears of the progress.
 
     Raises:
-        ValueError, FileNotFoundError: an option does not fit, or the folder belongs to another job; nothing was written.
+        ValueError, FileNotFoundError: an option or a prompt does not fit, or the folder belongs to another job; nothing was
+            written.
     """
     if ray is None and workers not in (None, 1):
         raise ValueError(f"{workers} workers need Ray: ray='local' (--ray local) starts it on this machine")
@@ -85,6 +86,8 @@ def generate(
     seq_len = job.check()
     shards = Shards(first_sample, source.count if prompted else source, shard_size or BATCHES_A_SHARD * job.batch)
     manifest = {"job": "dllm-kernels generate 1", "first_sample": shards.first, "count": shards.count, "shard": shards.size}
+    if prompted and not sink.claimed:
+        _check_prompts(source, job)
     sink.claim(manifest | job.manifest() | {"prompts": source.digest if prompted else None})
     todo = shards.pending(sink.listed())
     found = shards.count - shards.samples(todo)
@@ -107,6 +110,13 @@ def generate(
         raise RuntimeError(f"{len(left)} shards were said to be done and are missing, first {shards[int(left[0])].name}")
     sink.sweep()
     return Summary(shards.count, found, done - found, seq_len, time.monotonic() - start, workers)
+
+
+def _check_prompts(prompts: Prompts, job: Job) -> None:
+    """Reads all prompts once, before anything is made of them: a job that stopped at one would have to begin anew."""
+    limit = job.prompt_limit()
+    for first in range(0, prompts.count, STRIDE):
+        limit(prompts.read(first, min(STRIDE, prompts.count - first)), lambda i, first=first: prompts.place(first + i))
 
 
 def _run_here(worker: "Worker", todo: np.ndarray, workers: int) -> Iterator[int]:

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -11,15 +12,13 @@ from rich.text import Text
 from dllm_kernels.bad_input import user_input
 from dllm_kernels.device import resolve_device
 from dllm_kernels.ops.dispatch import BACKENDS
-from dllm_kernels.options import DEFAULT_PRESET, Device, Dtype, DtypeOption, Threads
+from dllm_kernels.options import DEFAULT_PRESET, Device, Dtype, DtypeOption, Threads, source_of
 from dllm_kernels.report import emit, notes, out
 from dllm_kernels.scale.batch import generate
 from dllm_kernels.scale.job import Job
+from dllm_kernels.scale.prompted import PromptLimit, takes_prompts
 from dllm_kernels.scale.prompts import Prompts
 from dllm_kernels.scale.serving import Settings
-
-PROMPT_LEN = 64
-"""Tokens of a prompt that are read, where none is said."""
 
 
 def generate_files(
@@ -30,6 +29,7 @@ def generate_files(
     workers: int | None,
     shard: int | None,
     first_sample: int,
+    prompt_len: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -39,13 +39,16 @@ def generate_files(
             raise ValueError("--count and --prompts make files: --output names their folder")
         if (count is None) == (prompts is None):
             raise ValueError("--output takes either --count or --prompts")
+        if prompt_len is not None and prompts is None:
+            raise ValueError("--prompt-len belongs to --prompt and --prompts")
         device = options.pop("device")
         # A cluster's driver may have no card: there the device is taken by its name.
         on = device.partition(":")[0] if ray and device else resolve_device(device).type
         batch = options.pop("batch") or (64 if on == "cuda" else 16)
         threads = options.pop("threads") or 1
         source = count if prompts is None else Prompts(prompts)
-        job = Job(device=on, batch=batch, threads=threads, prompt_len=PROMPT_LEN if prompts else 0, **options)
+        read = 0 if prompts is None else PromptLimit(source_of(options["model"], torch.bfloat16).config, prompt_len).most
+        job = Job(device=on, batch=batch, threads=threads, prompt_len=read, **options)
         seq_len = job.check()
         columns = TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TokenRate(seq_len), TimeRemainingColumn()
         bar = Progress(*columns, console=notes, speed_estimate_period=600)
@@ -110,7 +113,9 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="samplers, each on a card or on its CPU threads")] = 1,
     solver: Annotated[str, typer.Option(help="ddim or dpmpp_2m")] = "ddim",
     grid: Annotated[str, typer.Option(help="auto, t, log_snr:START:END, or the times, 1,0.5,0")] = "auto",
-    prompt_len: Annotated[int, typer.Option(min=0, help="longest prompt in tokens; 0 takes none")] = 0,
+    prompt_len: Annotated[
+        int | None, typer.Option(min=0, help="longest prompt in tokens, the model's T where not given; 0 takes none")
+    ] = None,
     guidance: Annotated[bool, typer.Option("--guidance", help="allow guidance_scale, with samplers of its own")] = False,
     tokenizer: Annotated[str | None, typer.Option(help="folder or hub id; without one text is the tokens' numbers")] = None,
     most_body: Annotated[int, typer.Option(min=1, help="bytes of a request's body")] = 1 << 20,
@@ -127,6 +132,9 @@ def serve(
             from dllm_kernels.scale.on_serve import run
         except ImportError as error:
             raise ValueError(f"serve needs more than is installed ({error}): pip install 'dllm-kernels[scale]'") from None
+        if prompt_len is None:
+            config = source_of(model, torch.bfloat16).config
+            prompt_len = PromptLimit(config).most if takes_prompts(config) else 0
         settings = Settings(
             model=model,
             steps=_numbers("steps", steps),

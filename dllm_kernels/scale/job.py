@@ -15,7 +15,7 @@ from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.options import Dtype, device_for, grid_of, source_of, tokenizer_of
 from dllm_kernels.sampler import FusedSampler, check_options
-from dllm_kernels.scale.prompted import check_prompts, load_encoder
+from dllm_kernels.scale.prompted import PromptLimit, load_encoder
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Job:
     Attributes:
         model: a preset, a folder, a hub id or an open-dllm file, which every worker finds under the same name.
         batch: samples a call of the sampler, the size that is captured.
-        prompt_len: longest prompt in the encoder's tokens; longer ones are cut. 0 for no prompts.
+        prompt_len: longest prompt in the encoder's tokens; a longer one is refused. 0 for no prompts.
         guidance_scale: of classifier-free guidance; 1 is none.
         device: "cpu" or "cuda", a card a worker.
         threads: of PyTorch in a worker on a CPU. They are part of the job: how a product is split decides its last bits.
@@ -69,7 +69,8 @@ class Job:
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
         config = source_of(self.model, torch.bfloat16).config
-        check_prompts(config, self.prompt_len)
+        if self.prompt_len:
+            self.prompt_limit()
         schedule = NoiseSchedule.from_config(config)
         times = time_grid(schedule, self.steps, grid_of(self.grid))
         coefficient_table(schedule, times, self.solver, self._eta())
@@ -77,6 +78,10 @@ class Job:
         sizes = self.steps, self.batch, seq_len, self.prompt_len, self._guided()
         check_options(config, *sizes, self.backend, Dtype(self.dtype).torch, torch.device(self.device))
         return seq_len
+
+    def prompt_limit(self) -> PromptLimit:
+        """What refuses prompts that are too long. Raises ValueError where the model takes none."""
+        return PromptLimit(source_of(self.model, torch.bfloat16).config, self.prompt_len)
 
     def manifest(self) -> dict[str, Any]:
         """What two runs must share for their samples to be the same, as JSON values."""

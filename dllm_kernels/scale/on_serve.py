@@ -33,7 +33,7 @@ class Front:
     """The one process that speaks HTTP: it knows how many samples wait, and asks again where a replica died."""
 
     def __init__(self, settings: Settings, seq_len: int, replicas: DeploymentHandle):
-        self._replicas, self._desk = replicas, Desk(settings, seq_len, self._generate)
+        self._replicas, self._desk = replicas, Desk(settings, seq_len, self._generate, settings.prompt_limit())
 
     def __serve_build_asgi_app__(self):
         return create_app(self._desk)

@@ -1,4 +1,4 @@
-"""The frozen encoder in a worker: prompts to the hidden states that a sampler takes as its context."""
+"""Prompts: how long they may be, and the frozen encoder in a worker, which makes a sampler's context of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +12,47 @@ Encode = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Prompts to hidden states [B, P, d_h] and mask [B, P] bool."""
 
 
-def check_prompts(config: LDLMConfig, prompt_len: int) -> None:
-    """Raises ValueError where prompts are asked of a model that takes none or names no encoder to read them."""
-    if prompt_len and not config.context:
-        raise ValueError("this model takes no prompt: its config has context=False")
-    if prompt_len and config.encoder is None:
-        raise ValueError("a prompt needs the model's frozen encoder, and its config names none")
+def takes_prompts(config: LDLMConfig) -> bool:
+    """Whether a model with this config reads prompts, and names the encoder for them."""
+    return config.context and config.encoder is not None
+
+
+class PromptLimit:
+    """Refuses prompts that are too long, by the tokenizer of the frozen encoder, without the encoder's weights.
+
+    Args:
+        config: of a model.
+        prompt_len: the most tokens of a prompt; None for the model's T, or for what its encoder reads where that is less.
+
+    Attributes:
+        most: the most tokens of a prompt.
+
+    Raises:
+        ValueError: the model takes no prompts, its encoder is not there, or it reads less than `prompt_len`; one sentence.
+    """
+
+    def __init__(self, config: LDLMConfig, prompt_len: int | None = None):
+        if not config.context:
+            raise ValueError("this model takes no prompt: its config has context=False")
+        if config.encoder is None:
+            raise ValueError("a prompt needs the model's frozen encoder, and its config names none")
+        try:
+            from dllm_kernels.encoder import prompt_tokenizer
+
+            self._tokenizer, reads = prompt_tokenizer(config.encoder)
+        except ImportError as error:
+            raise ValueError(f"a prompt needs the frozen encoder, which cannot be loaded here: {error}") from None
+        if prompt_len is not None and reads is not None and prompt_len > reads:
+            raise ValueError(f"prompt_len is {prompt_len}, and the encoder {config.encoder} reads at most {reads} tokens")
+        self.most = min(config.seq_len, reads or config.seq_len) if prompt_len is None else prompt_len
+
+    def __call__(self, prompts: list[str], place: Callable[[int], str] = "prompt {}".format) -> None:
+        """Raises ValueError unless each prompt has from 1 to `most` tokens; `place` says where the one that has not stands."""
+        _tokens(self._tokenizer, prompts, self.most, place)
 
 
 def load_encoder(config: LDLMConfig, prompt_len: int, device: torch.device) -> Encode:
-    """The encoder that the config names, for the first `prompt_len` tokens of a prompt.
+    """The encoder that the config names, for prompts of at most `prompt_len` tokens.
 
     On a CPU it reads a prompt at a time, since PyTorch's products there give a row other bits by what stands beside it.
 
@@ -40,12 +71,22 @@ def load_encoder(config: LDLMConfig, prompt_len: int, device: torch.device) -> E
 def encode(encoder: Any, prompts: list[str], prompt_len: int, at_once: int) -> tuple[Tensor, Tensor]:
     """Hidden states [B, P, d_h] and mask [B, P] of `prompts`, read `at_once` together.
 
-    Longer prompts are cut: one of a billion does not stop a job. P is always the same, so that a prompt's bits do not depend
-    on the others'.
+    P is `prompt_len` for all, so that a prompt's bits do not depend on the others'.
+
+    Raises:
+        ValueError: a longer prompt, which a PromptLimit refuses before anything runs.
     """
-    length = min(prompt_len, encoder.max_tokens or prompt_len)
-    rows = [row[:length] for row in encoder.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]]
-    mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
-    tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    rows = _tokens(encoder.tokenizer, prompts, prompt_len, "prompt {} of a batch".format)
+    mask = torch.arange(prompt_len) < torch.tensor([len(row) for row in rows])[:, None]
+    tokens = torch.tensor([row + [0] * (prompt_len - len(row)) for row in rows])
     hidden = encoder(tokens, mask, at_once)
     return hidden, mask.to(hidden.device)
+
+
+def _tokens(tokenizer: Any, prompts: list[str], most: int, place: Callable[[int], str]) -> list[list[int]]:
+    # A tokenizer warns of texts longer than its model reads.
+    rows = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+    for number, row in enumerate(rows):
+        if not 0 < len(row) <= most:
+            raise ValueError(f"{place(number)} has {len(row)} tokens; prompt_len allows from 1 to {most}")
+    return rows

@@ -41,6 +41,10 @@ class Prompts:
         """Prompts first to first + count - 1."""
         return self._read(first, count)
 
+    def place(self, number: int) -> str:
+        """Where prompt `number` stands, for a sentence."""
+        return f"line {number + 1} of {self.path}" if self._read == self._read_lines else f"row {number} of {self.path}"
+
     # Lines of JSON: the byte where every STRIDE-th line begins is kept.
 
     def _open_lines(self) -> None:

@@ -13,7 +13,7 @@ from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.ops.noise import initial_noise
 from dllm_kernels.options import Dtype, device_for, grid_of, source_of, tokenizer_of
 from dllm_kernels.sampler import FusedSampler, check_options
-from dllm_kernels.scale.prompted import check_prompts, load_encoder
+from dllm_kernels.scale.prompted import PromptLimit, load_encoder
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Settings:
         model: a preset, a folder, a hub id or an open-dllm file.
         steps: the step counts that a request may ask for, each with samplers of its own; the first where it asks for none.
         batches: the captured batch sizes.
-        prompt_len: longest prompt in the encoder's tokens, 0 where the model has no encoder.
+        prompt_len: longest prompt in the encoder's tokens; a longer one gets 400. 0 takes no prompts.
         guidance: whether a request may ask for guidance, for which there are more samplers.
         wait_s: how long a request waits for others to share a call with.
         queue: samples that may be asked for and not yet answered, over all requests; more are refused with 429.
@@ -69,7 +69,7 @@ class Settings:
             raise ValueError("guidance needs prompts: a model with an encoder, and a prompt_len")
         Text(self.model, self.tokenizer)
         config = source_of(self.model, torch.bfloat16).config
-        check_prompts(config, self.prompt_len)
+        self.prompt_limit()
         for steps in self.steps:
             schedule = NoiseSchedule.from_config(config)
             coefficient_table(schedule, time_grid(schedule, steps, grid_of(self.grid)), self.solver, 0.0)
@@ -77,6 +77,10 @@ class Settings:
                 sizes = steps, batch, config.seq_len, self.prompt_len, self.guidance
                 check_options(config, *sizes, self.backend, Dtype(self.dtype).torch, torch.device(self.device))
         return config.seq_len
+
+    def prompt_limit(self) -> PromptLimit | None:
+        """What refuses prompts that are too long; None where none is taken. Raises ValueError where the model takes none."""
+        return PromptLimit(source_of(self.model, torch.bfloat16).config, self.prompt_len) if self.prompt_len else None
 
 
 @dataclass(frozen=True)

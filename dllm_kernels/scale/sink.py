@@ -31,6 +31,11 @@ class ParquetFolder:
             raise ValueError("samples are written with pyarrow: pip install 'dllm-kernels[scale]'") from None
         self.folder = Path(folder).absolute()
 
+    @property
+    def claimed(self) -> bool:
+        """Whether the folder is some job's."""
+        return (self.folder / MANIFEST).exists()
+
     def claim(self, manifest: dict[str, Any]) -> None:
         """Makes the folder this job's, or finds that it is already.
 
