@@ -86,6 +86,60 @@ def test_other_sources_that_do_not_fit(tmp_path):
         Prompts(tmp_path / "none")
 
 
+class TestHub:
+    """A dataset as the hub has it: files of its splits, which `datasets` puts into its cache as Arrow files."""
+
+    @pytest.fixture(autouse=True)
+    def a_folder_here(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        for split, texts in (("train", TEXTS), ("test", TEXTS[::-1])):
+            (tmp_path / "owner" / "name").mkdir(parents=True, exist_ok=True)
+            jsonl(tmp_path / "owner" / "name" / f"{split}.jsonl", [{"text": text, "id": 1} for text in texts])
+
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("owner/name", TEXTS), ("owner/name:train", TEXTS), ("owner/name:test", TEXTS[::-1])]
+    )
+    def test_a_split_is_read_from_the_disk_a_range_at_a_time(self, name, expected, tmp_path):
+        found = Prompts(name)
+        assert (found.count, found.column, found.digest) == (53, "text", Prompts(name).digest)
+        # A worker is told where the file is, and not what it holds.
+        told = pickle.dumps(found)
+        assert str(tmp_path / "cache").encode() in told and not any(text.encode() in told for text in TEXTS)
+        assert pickle.loads(told).read(7, 21) == expected[7:28]
+
+    def test_splits_have_digests_of_their_own(self):
+        assert Prompts("owner/name:train").digest != Prompts("owner/name:test").digest
+
+    def test_what_the_hub_is_asked_for(self, monkeypatch):
+        asked = []
+
+        def load_dataset(*arguments, **options):
+            asked.append((arguments, options))
+            return datasets.Dataset.from_dict({"prompt": TEXTS})
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        assert Prompts("somebody/else").read(50, 3) == Prompts("somebody/else:validation[:90%]").read(50, 3) == TEXTS[50:]
+        assert asked == [(("somebody/else",), {"split": "train"}), (("somebody/else",), {"split": "validation[:90%]"})]
+
+    def test_what_it_does_not_give(self, monkeypatch, tmp_path):
+        with pytest.raises(ValueError, match="owner/name:nope is no dataset: Unknown split"):
+            Prompts("owner/name:nope")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ValueError, match="empty is no dataset: "):
+            Prompts(tmp_path / "empty")
+
+        def absent(*arguments, **options):
+            raise datasets.exceptions.DatasetNotFoundError("Dataset 'somebody/else' doesn't exist on the Hub")
+
+        monkeypatch.setattr(datasets, "load_dataset", absent)
+        with pytest.raises(ValueError, match="somebody/else is no file or folder here, and the hub does not give it: Dataset"):
+            Prompts("somebody/else")
+        datasets.DatasetDict({"a": datasets.Dataset.from_dict({"prompt": TEXTS})}).save_to_disk(tmp_path / "splits")
+        with pytest.raises(ValueError, match="holds the splits a; name the folder of one"):
+            Prompts(tmp_path / "splits")
+
+
 class StandInEncoder:
     """Tokens are characters; hidden states hold them, and how many rows were read together, so that company shows."""
 

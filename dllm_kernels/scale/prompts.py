@@ -14,9 +14,9 @@ class Prompts:
     """Prompts in the order of their source; prompt i is that of sample first + i.
 
     Args:
-        path: a .jsonl file of objects, a .parquet file, a folder that `datasets.Dataset.save_to_disk` wrote, or the hub id
-            of a dataset, OWNER/NAME or OWNER/NAME:SPLIT, of which the split "train" is read where none is named. The field
-            "prompt" is read, or "text" where there is no such field.
+        path: a .jsonl file of objects, a .parquet file, a folder that `datasets.Dataset.save_to_disk` wrote, or a dataset as
+            the hub has it, by its hub id OWNER/NAME or its folder here; :SPLIT may follow, and "train" is read where it does
+            not. The field "prompt" is read, or "text" where there is no such field.
 
     Attributes:
         count: how many there are.
@@ -122,14 +122,15 @@ class Prompts:
             import datasets
         except ImportError:
             raise ValueError("prompts of a dataset need datasets: pip install 'dllm-kernels[scale]'") from None
-        if Path(self.path).is_dir():
+        name, _, split = self.path.partition(":")
+        if any(Path(self.path, written).is_file() for written in ("state.json", "dataset_dict.json")):
             self._dataset = datasets.load_from_disk(self.path)
-        elif self.path.count("/") == 1 and not self.path.startswith((".", "/", "~")):
-            name, _, split = self.path.partition(":")
+        elif Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
             try:
                 self._dataset = datasets.load_dataset(name, split=split or "train")
             except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-                raise ValueError(f"{self.path} is no file or folder here, and the hub does not give it: {error}") from error
+                where = "is no dataset" if Path(name).is_dir() else "is no file or folder here, and the hub does not give it"
+                raise ValueError(f"{self.path} {where}: {error}") from error
         else:
             raise FileNotFoundError(f"{self.path} is no .jsonl or .parquet file, no dataset's folder and no hub id")
         if not isinstance(self._dataset, datasets.Dataset):
