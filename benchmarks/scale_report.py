@@ -51,16 +51,19 @@ def _rate(card, preset, steps, batch, tokens_per_s, joules_per_token, source) ->
 
 
 def cost() -> str:
-    """What a trillion tokens cost."""
-    rows = []
+    """What a trillion tokens cost, without Ray and with what it added to a batch here."""
+    rows, added = [], _read("scale-batch")["overhead"]["added"]
     for r in rates():
         seconds, joules = TRILLION / r["tokens_per_s"], r["joules_per_token"]
         energy = (
             "not measured" if joules is None else f"{joules * TRILLION / 1e9:,.2f} GJ ({joules * TRILLION / 3.6e9:,.1f} MWh)"
         )
         what = f"{r['preset']}, N = {r['steps']}, B = {r['batch']}", r["card"], f"{r['tokens_per_s']:,.0f}"
-        rows.append((*what, f"{seconds / 3600:,.0f}", f"{seconds / 3.6e6:,.2f}", energy, r["source"]))
-    titles = "what", "card", "tok/s of a card", "card-hours", "hours on 1,000 cards", "joules", "measured in"
+        with_ray = seconds * (1 + added)
+        hours = f"{seconds / 3600:,.0f}", f"{with_ray / 3600:,.0f}", f"{with_ray / 3.6e6:,.2f}"
+        rows.append((*what, *hours, energy, r["source"]))
+    ray = f"with Ray, +{added:.1%}"
+    titles = "what", "card", "tok/s of a card", "card-hours", ray, "hours on 1,000 cards", "joules", "measured in"
     return _table(titles, rows)
 
 

@@ -1,9 +1,13 @@
 """Batch generation on one machine: a sample depends on the job and its number, and a run goes on where it was killed."""
 
 import os
+import re
 import subprocess
 import sys
+import tracemalloc
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,7 +20,7 @@ from dllm_kernels.scale import job as job_module
 from dllm_kernels.scale.prompted import encode
 from dllm_kernels.scale.shards import Shards
 from dllm_kernels.sources import RandomModel
-from tests.command import message, read, save_ours
+from tests.command import message, read, run, save_ours
 from tests.models import randomized
 from tests.test_scale_prompts import StandInEncoder, jsonl
 
@@ -242,6 +246,38 @@ def test_nothing_of_the_extra_is_imported_without_it():
     extra = ("ray", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "pyarrow", "datasets")
     script = f"import sys, dllm_kernels, dllm_kernels.cli, dllm_kernels.scale; print([m for m in {extra} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_without_ray_the_command_runs_on_this_machine(whole, tmp_path):
+    script = "import sys; sys.modules['ray'] = None\nfrom dllm_kernels.cli import main; main()"
+    options = {"count": 22, "steps": 2, "batch": 4, "seq-len": 16, "temperature": 1, "seed": 3, "shard": 9, "device": "cpu"}
+    words = [str(word) for name, value in (options | {"output": tmp_path}).items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-c", script, "generate", "tiny", *words]
+    subprocess.run(command, check=True, capture_output=True)
+    assert contents(tmp_path) == contents(whole)
+    result = subprocess.run([*command, "--ray", "local"], capture_output=True, text=True)
+    assert result.returncode == 2 and "Ray is not installed: pip install 'dllm-kernels[scale]'" in result.stderr
+
+
+def test_memory_does_not_grow_with_the_count(tmp_path, monkeypatch):
+    def no_work(job):
+        return lambda first, count, prompts: {"sample": range(first, first + count), "tokens": np.zeros((count, 64), np.int32)}
+
+    monkeypatch.setattr(Job, "build", no_work)
+    peaks, before = [], pa.total_allocated_bytes()
+    for count in (500, 500, 20_000):
+        tracemalloc.start()
+        generate(count, tmp_path / str(len(peaks)), Job("tiny", batch=50), shard_size=250)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert pa.total_allocated_bytes() == before
+    # The first run imports.
+    assert peaks[2] < peaks[1] + 50_000 < 20_000 * 64 * 4 / 10
+
+
+def test_the_bar_shows_the_rate_and_the_time_left(tmp_path):
+    said = run("generate", "tiny", "--count", 9, "--shard", 3, "--steps", 1, "--device", "cpu", "--output", tmp_path).stderr
+    assert re.search(r"samples .* 9/9 [\d,]+ tok/s \d:\d\d:\d\d", " ".join(said.split()))
 
 
 def test_without_the_extra_the_command_says_so(tmp_path):
