@@ -117,3 +117,13 @@ def test_the_server_takes_prompts_of_the_models_length_or_what_is_said(folder, m
             limit(["w7 " * (expected + 1)])
     else:
         assert limit is None
+
+
+def test_the_front_refuses_a_prompt_that_is_too_long(folder):
+    on_serve, testclient = pytest.importorskip("dllm_kernels.scale.on_serve"), pytest.importorskip("starlette.testclient")
+    # What Ray Serve wraps has an asynchronous constructor.
+    front = on_serve.Front.__bases__[0](Settings(str(folder), prompt_len=5), 13, None)
+    client = testclient.TestClient(front.__serve_build_asgi_app__())
+    response = client.post("/v1/completions", json={"model": str(folder), "prompt": ["w7", "w7 w8 " * 3]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+    assert response.json()["error"]["message"] == "prompt 1 has 6 tokens; prompt_len allows from 1 to 5"
