@@ -120,6 +120,7 @@ def generate(
             options = {"seq_len": seq_len, "solver": solver, "eta": eta, "grid": grid_of(grid), "backend": backend}
             options |= {"dtype": dtype.torch, "device": on}
             limit = PromptLimit(source.config, prompt_len)
+            limit([prompt])
             words = tokenizer_of(tokenizer, source) or TextTokenizer(source.config.encoder)
             pipe = LDLMPipeline(source, words, batch_size=batch or 1, context_len=limit.most, **options)
             call = {"seed": seed, "first_sample": first_sample, "temperature": temperature, "guidance_scale": guidance_scale}

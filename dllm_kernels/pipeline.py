@@ -172,7 +172,7 @@ class LDLMPipeline:
             number = int(lengths.argmax())
             raise ValueError(
                 f"prompt {number} has {int(lengths[number])} tokens and this pipeline reads at most {self._context_len}: "
-                f"make it with a larger context_len (--prompt-len)"
+                f"make it with a larger context_len"
             )
         return encoder(tokens, mask), mask.to(encoder.device)
 

@@ -191,6 +191,8 @@ class TestLimit:
         for prompts, expected in ((["ab", "abcdef"], "prompt 1 has 6 tokens"), (["", "a"], "prompt 0 has 0 tokens")):
             with pytest.raises(ValueError, match=f"^{expected}; prompt_len allows from 1 to 5$"):
                 limit(prompts)
+        with pytest.raises(ValueError, match=r"^prompt 1 is not Unicode text"):
+            limit(["a", "\udfff"])
 
     def test_a_model_that_takes_no_prompt(self):
         assert takes_prompts(self.config()) and not takes_prompts(self.config(context=False))

@@ -97,7 +97,7 @@ def test_a_prompt_has_the_models_length_or_what_is_said(folder, tmp_path):
     assert said == f"line 2 of {tmp_path / 'p.jsonl'} has 14 tokens; prompt_len allows from 1 to 13"
     assert not (tmp_path / "out").exists() and read(*files, "--prompt-len", 14)["made"] == 2
     typed = ("generate", folder, "--prompt", "w7 " * 14, *options)
-    assert message(*typed).startswith("prompt 0 has 14 tokens and this pipeline reads at most 13")
+    assert message(*typed) == "prompt 0 has 14 tokens; prompt_len allows from 1 to 13"
     assert read(*typed, "--prompt-len", 14)["text"]
     for command in (files, typed):
         assert message(*command, "--prompt-len", 63).startswith("prompt_len is 63, and the encoder ")
@@ -124,6 +124,12 @@ def test_the_front_refuses_a_prompt_that_is_too_long(folder):
     # What Ray Serve wraps has an asynchronous constructor.
     front = on_serve.Front.__bases__[0](Settings(str(folder), prompt_len=5), 13, None)
     client = testclient.TestClient(front.__serve_build_asgi_app__())
-    response = client.post("/v1/completions", json={"model": str(folder), "prompt": ["w7", "w7 w8 " * 3]})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
-    assert response.json()["error"]["message"] == "prompt 1 has 6 tokens; prompt_len allows from 1 to 5"
+    for prompts, expected in (
+        (["w7", "w7 w8 " * 3], "prompt 1 has 6 tokens; prompt_len allows from 1 to 5"),
+        ("\ud800", "prompt 0 is not Unicode text: it holds half a surrogate pair"),
+    ):
+        body = json.dumps({"model": str(folder), "prompt": prompts})
+        response = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert (error["param"], error["message"]) == ("prompt", expected)

@@ -47,7 +47,7 @@ class PromptLimit:
         self.most = min(config.seq_len, reads or config.seq_len) if prompt_len is None else prompt_len
 
     def __call__(self, prompts: list[str], place: Callable[[int], str] = "prompt {}".format) -> None:
-        """Raises ValueError unless each prompt has from 1 to `most` tokens; `place` says where the one that has not stands."""
+        """Raises ValueError unless each prompt is text of 1 to `most` tokens; `place` says where the one that is not stands."""
         _tokens(self._tokenizer, prompts, self.most, place)
 
 
@@ -84,6 +84,11 @@ def encode(encoder: Any, prompts: list[str], prompt_len: int, at_once: int) -> t
 
 
 def _tokens(tokenizer: Any, prompts: list[str], most: int, place: Callable[[int], str]) -> list[list[int]]:
+    for number, prompt in enumerate(prompts):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{place(number)} is not Unicode text: it holds half a surrogate pair") from None
     # A tokenizer warns of texts longer than its model reads.
     rows = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
     for number, row in enumerate(rows):
