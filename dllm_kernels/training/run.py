@@ -174,7 +174,9 @@ class Run:
             model.statistics.hidden_std.copy_(measured[1])
         joint = JointTraining(model, settings.recipe, settings.optimizer.precision == "bf16").to(self.device)
         if settings.optimizer.compile:
-            joint.compile()
+            # One process replays the step as CUDA graphs, since its launches take longer than its kernels; sharded weights
+            # move between steps, and a graph would be recorded anew each time.
+            joint.compile(mode="reduce-overhead" if self.world == 1 else "default")
         optimizer = adamw(joint, settings.optimizer, self.device)
         self.joint, self.optimizer = self.accelerator.prepare(joint, optimizer)
         self.average = Average(self.joint, settings.optimizer.ema)
