@@ -71,7 +71,7 @@ def test_only_the_step_is_compiled_and_once(parts, monkeypatch):
         compiled.append(graph)
         return graph
 
-    monkeypatch.setattr(JointTraining, "compile", lambda joint: torch.nn.Module.compile(joint, backend=backend))
+    monkeypatch.setattr(JointTraining, "compile", lambda joint, mode: torch.nn.Module.compile(joint, backend=backend))
     torch.compiler.reset()
     changes = {"optimizer__steps": 3, "checkpoint_every": 1, "held_out_every": 1, "optimizer__compile": True}
     run = Run(tiny(parts, "compiled", **SHORT | changes), device="cpu")
