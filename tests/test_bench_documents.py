@@ -64,8 +64,8 @@ class TestCommitted:
         written = documents(map(read, COMMITTED))
         for name, text in written.items():
             assert (ROOT / "docs" / name).read_text() == text, f"docs/{name}: run dllm-kernels report"
-        # Plots of text quality are tests/test_quality_documents.py's.
-        kept = [path for path in (ROOT / "docs" / "plots").iterdir() if not path.name.startswith("quality-")]
+        # Other plots are those of tests/test_quality_documents.py and tests/test_training_documents.py.
+        kept = [path for path in (ROOT / "docs" / "plots").iterdir() if not path.name.startswith(("quality-", "training."))]
         data = {path.name for path in kept if path.suffix == ".json"}
         assert data == {name.removeprefix("plots/") for name in written if name.startswith("plots/")}
         assert {path.stem for path in kept if path.suffix == ".svg"} == {name.removesuffix(".json") for name in data}
