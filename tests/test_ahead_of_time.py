@@ -21,8 +21,10 @@ def triton_cache(monkeypatch, request):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(request.config.cache.mkdir("triton")))
 
 
-@pytest.mark.parametrize("capability", SHARED_BYTES)
-@pytest.mark.parametrize("specialization", ALL, ids=[s.name for s in ALL])
+@pytest.mark.parametrize(
+    ("specialization", "capability"),
+    [pytest.param(s, c, id=f"{s.name}-{c}") for s in ALL for c in s.capabilities],
+)
 def test_kernel_keeps_within_its_budget(specialization, capability):
     assert violations(compile_for(specialization, capability), capability) == []
 

@@ -76,25 +76,35 @@ def hopper(monkeypatch):
         ((1, 257, 8, 256), 64, "auto", "triton"),
         ((1, 64, 8, 256), 257, "auto", "triton"),
         ((16, 64, 8, 256), 64, "auto", "cuda"),
-        ((17, 64, 8, 256), 64, "auto", "triton"),
+        ((17, 64, 8, 256), 64, "auto", "torch"),
         ((16, 64, 8, 640), 64, "auto", "torch"),
         ((16, 64, 8, 640), 64, op._DIFFERENTIABLE, "triton"),
         ((4, 64, 12, 64), 64, "auto", "cuda"),
         ((16, 64, 12, 64), 64, "auto", "triton"),
         ((1, 256, 12, 64), 256, "auto", "triton"),
-        ((1000, 64, 8, 256), 64, "auto", "triton"),
+        ((1, 512, 8, 256), 512, "auto", "torch"),
+        ((64, 64, 12, 64), 64, "auto", "torch"),
+        ((1000, 64, 8, 256), 64, "auto", "torch"),
+        ((1000, 64, 8, 256), 64, op._DIFFERENTIABLE, "triton"),
         ((1000, 512, 8, 256), 64, "cuda", "cuda"),
     ],
 )
 def test_auto_takes_what_serves(hopper, q, keys, backend, expected):
-    assert op._select(on_the_card(*q), on_the_card(q[0], keys, *q[2:]), backend).backend == expected
+    assert op._select(on_the_card(*q), on_the_card(q[0], keys, *q[2:]), None, backend).backend == expected
+
+
+@needs_module
+def test_auto_leaves_many_masked_keys_to_triton(hopper):
+    for shape, expected in (((64, 64, 8, 256), "triton"), ((64, 64, 8, 640), "torch"), ((1, 64, 8, 256), "cuda")):
+        q = on_the_card(*shape)
+        assert op._select(q, q, on_the_card(*shape[:2], dtype=torch.bool), "auto").backend == expected
 
 
 @needs_module
 def test_auto_leaves_other_dtypes_to_the_others(hopper):
     for dtype, expected in ((torch.float16, "triton"), (torch.float32, "torch")):
         q = on_the_card(1, 64, 8, 256, dtype=dtype)
-        assert op._select(q, q, "auto").backend == expected
+        assert op._select(q, q, None, "auto").backend == expected
 
 
 def test_what_the_kernel_has_no_code_for_is_named():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from dllm_kernels.training.run import Run
 from tests.training_parts import lines, save_parts, tiny
@@ -54,5 +55,7 @@ def test_a_compiled_run_goes_on_where_it_was_stopped(parts):
 
 
 def test_a_card_and_a_cpu_have_the_same_loss(parts, eager):
+    # A process of 🤗 Accelerate's is on a card or on a CPU.
+    AcceleratorState._reset_state(reset_partial_state=True)
     Run(tiny(parts, "cpu", optimizer__compile=False, **SHORT), device="cpu").train()
     assert losses(lines(parts / "cpu"))[:5] == pytest.approx(losses(eager)[:5], rel=0.02)

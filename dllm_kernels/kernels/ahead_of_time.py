@@ -33,6 +33,7 @@ class Specialization:
         constants: values of the constexpr arguments.
         num_warps: warps of a block.
         num_stages: depth of the software pipeline.
+        capabilities: of the cards that it is launched on.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Specialization:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    capabilities: tuple[int, ...] = tuple(SHARED_BYTES)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ CUDA_HEAD_DIM = range(32, 641, 8)
 
 CUDA_LENGTH, CUDA_WORK, CUDA_WORK_NARROW = 256, 2**23, 2**20
 """`auto` takes the CUDA kernel for up to this many queries and keys, and this much work: tiles of 16 queries of a head times
-keys times the head dimension, less below a dimension of 128. Triton or PyTorch were faster beyond (docs/kernels.md)."""
+keys times the head dimension, less below a dimension of 128 (docs/kernels.md, as what follows)."""
 
-TRITON_FAST_HEAD_DIM = 256
-"""The largest head dimension for which Triton's forward was faster than PyTorch's."""
+TRITON_WORK, TRITON_FAST_HEAD_DIM = 2**23, 256
+"""PyTorch's kernels were faster than Triton's forward beyond this work, without a mask, and beyond this head dimension."""
 
 _DIFFERENTIABLE = "auto, differentiable"
 """The backend of `attention_forward` for `auto` where a gradient is wanted: the CUDA kernel has no backward."""
@@ -138,20 +138,27 @@ def _cuda_gap(q: Tensor) -> str | None:
     return None
 
 
-def _cuda_wins(q: Tensor, k: Tensor) -> bool:
-    """Whether the CUDA kernel is the fastest for these shapes."""
+def _fastest(q: Tensor, k: Tensor, key_mask: Tensor | None) -> str:
+    """The backend that was timed as the fastest for these shapes."""
     batch, queries, heads, head_dim = q.shape
     work = batch * heads * -(-queries // 16) * k.shape[1] * head_dim
-    return max(queries, k.shape[1]) <= CUDA_LENGTH and work <= (CUDA_WORK if head_dim >= 128 else CUDA_WORK_NARROW)
+    few = max(queries, k.shape[1]) <= CUDA_LENGTH and work <= (CUDA_WORK if head_dim >= 128 else CUDA_WORK_NARROW)
+    if few and not _cuda_gap(q) and not cuda_obstacle(q.device):
+        return "cuda"
+    # With a mask PyTorch takes passes over keys and values of its own.
+    many = key_mask is None and work > TRITON_WORK
+    return "torch" if many or head_dim > TRITON_FAST_HEAD_DIM else "triton"
 
 
-def _select(q: Tensor, k: Tensor, backend: str) -> Implementation:
-    if backend == "auto" and _cuda_wins(q, k) and not _cuda_gap(q) and not cuda_obstacle(q.device):
-        backend = "cuda"
-    elif backend in ("auto", _DIFFERENTIABLE):
-        slow = backend == "auto" and q.shape[-1] > TRITON_FAST_HEAD_DIM
-        backend = "triton" if q.is_cuda and not slow and not _triton_gap(q) and not triton_obstacle(q.device) else "torch"
-    return select("attention", q.device, backend)
+def _select(q: Tensor, k: Tensor, key_mask: Tensor | None, backend: str) -> Implementation:
+    if backend == "auto":
+        backend = _fastest(q, k, key_mask)
+    elif backend == _DIFFERENTIABLE:
+        backend = "triton"
+    else:
+        return select("attention", q.device, backend)
+    served = backend != "triton" or (q.is_cuda and not _triton_gap(q) and not triton_obstacle(q.device))
+    return select("attention", q.device, backend if served else "torch")
 
 
 def _sixteen_byte_rows(x: Tensor) -> Tensor:
@@ -174,13 +181,13 @@ def attention_forward(
         out as of `attention`, and the log-sum-exp (base 2) of each query's scaled scores, [B, H, T] float32, -inf for a query
         that attends to nothing; the log-sum-exp is empty where the backward does without: of PyTorch and of CUDA.
     """
-    return _select(q, k, backend).function(q, k, v, key_mask, causal)
+    return _select(q, k, key_mask, backend).function(q, k, v, key_mask, causal)
 
 
 @attention_forward.register_fake
 def _(q, k, v, key_mask, causal, backend):
     batch, queries, heads, _ = q.shape
-    shape = (batch, heads, queries) if _select(q, k, backend).backend == "triton" else (0,)
+    shape = (batch, heads, queries) if _select(q, k, key_mask, backend).backend == "triton" else (0,)
     return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
 
 
