@@ -25,7 +25,8 @@ def _table(titles: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def rates() -> list[dict[str, Any]]:
-    """Tokens a second of a FusedSampler on a card, as measured: of the sampler's own results and of the harness's tables."""
+    """Tokens a second of a FusedSampler on a card, as measured: of its own results, the harness's tables and its sweep
+    of the batch."""
     found = []
     for path in sorted(RESULTS.glob("*.json")):
         data = json.loads(path.read_text())
@@ -36,11 +37,11 @@ def rates() -> list[dict[str, Any]]:
                     ms = run["ms"]["FusedSampler"][1]
                     rate = 1000 * run["batch"] * SEQ_LEN / ms
                     found.append(_rate(data["card"], run["preset"], run["steps"], run["batch"], rate, None, path.name))
-        elif str(data.get("schema", "")).startswith("dllm-kernels bench") and data["machine"]["device"] == "cuda":
+        elif str(data.get("group", "")).startswith(("table-", "sweep-batch-")) and data["machine"]["device"] == "cuda":
             for row in data["rows"]:
                 case = row["case"]
                 if row["contender"] == "FusedSampler" and row["tokens_per_s"] and case.get("seq_len") == SEQ_LEN:
-                    what = case["preset"], case["steps"], case["batch"], row["tokens_per_s"], row["joules_per_token"]
+                    what = case["preset"], case["steps"], case["batch"], row["tokens_per_s"], row.get("joules_per_token")
                     found.append(_rate(data["machine"]["name"], *what, path.name))
     return found
 

@@ -15,10 +15,13 @@ def test_the_tables_are_those_of_the_committed_results():
 
 
 def test_a_rate_is_of_a_card_and_of_the_best_run():
-    found = {(rate["preset"], rate["batch"]): rate for rate in rates()}
+    found = {(rate["source"], rate["batch"]): rate["tokens_per_s"] for rate in rates()}
     streamed = json.loads((RESULTS / "2026-11-24-h200-streamed.json").read_text())
     ms = streamed["generation_of_64"]["ms"]["FusedSampler"][1]
-    assert found["open-dllm-35b-a3b", 64]["tokens_per_s"] == pytest.approx(64 * 64 / ms * 1000)
+    assert found["2026-11-24-h200-streamed.json", 64] == pytest.approx(64 * 64 / ms * 1000)
+    (sweep,) = RESULTS.glob("*-h100-*-sweep-batch-*.json")
+    row = next(row for row in json.loads(sweep.read_text())["rows"] if row["case"]["batch"] == 32)
+    assert found[sweep.name, 32] == pytest.approx(32 * 64 / row["ms"] * 1000)
     assert all(rate["card"].startswith("NVIDIA") for rate in rates())
 
 
