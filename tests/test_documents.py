@@ -7,6 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-24-h200-streamed.json").read_text())
 LAYERS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-24-h200-layers.json").read_text())
+LARGE = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h100-large-batches.json").read_text())
+RINGS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h100-rings.json").read_text())["rows"]
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
 
 
@@ -83,3 +85,64 @@ def test_the_table_of_lm_head():
         times = " | ".join(f"{1000 * row[name][1]:.0f}" for name in names)
         ratio = row["F.linear, argmax"][1] / row["streamed"][1]
         assert f"| {row['width']} | {times} | {ratio:.2f} |\n" in KERNELS
+
+
+def _least(found: list[dict], key: str, **wanted) -> float:
+    return min(row[key] for row in found if all(row.get(name) == value for name, value in wanted.items()))
+
+
+def test_the_tables_of_large_batches():
+    for row in LARGE["attention"]:
+        shape = f"{row['batch']} | {row['length']} | {row['heads']} x {row['head_dim']}{', causal' if row['causal'] else ''}"
+        times = " | ".join(f"{row['us'][name]:.2f}" for name in ("cuda", "triton", "torch"))
+        assert f"| {shape} | {times} |\n" in KERNELS
+    ways = ("Triton, pointers", "Triton, descriptors (a prototype without noise)")
+    for library in LARGE["lm_head_library"]:
+        batch = library["batch"]
+        tried = [row for row in LARGE["lm_head"] if row["batch"] == batch]
+        if tried:
+            chunks = [row["ms"] for row in tried if "chunk" in row] + [library["cuda_chunks_ms"]]
+            tiles = [_least(tried, "ms", how=way, rows=128, vocab=vocab) for way in ways for vocab in (128, 256)]
+            times = (library["product_ms"], library["product_and_argmax_ms"], min(chunks), *tiles)
+            assert f"| {batch} | {' | '.join(f'{ms:.2f}' for ms in times)} |\n" in KERNELS
+
+
+def test_what_large_batches_consist_of():
+    parts = {(run["batch"], run["contender"]): run for run in LARGE["profile"]}
+    ours = [parts[batch, "FusedSampler"] for batch in (64, 256)]
+    graph = [parts[batch, "SDPA bf16, CUDA graph"] for batch in (64, 256)]
+    head = [next(k["ms"] for k in run["kernels"] if k["name"] == "lm_head_tile_kernel") for run in ours]
+    for few, many in ([run["kernels_ms"] for run in ours], [run["kernels_ms"] for run in graph], head):
+        assert f"{few:.2f}" in KERNELS and f"{many:.2f}" in KERNELS
+    left = [kernel["ms"] for kernel in ours[0]["kernels"] if not kernel["name"].startswith(("lm_head", "attention"))][:5]
+    names = ("GEMMs", "GELU", "residuals", "LayerNorm", "`denoise_update`")
+    assert all(f"{name} {ms:.2f}" in KERNELS for name, ms in zip(names, left, strict=True))
+
+
+def test_generations_of_large_batches_before_and_now():
+    before, now = [], []
+    for key, value in (("batch", 64), ("batch", 256), ("seq_len", 1024)):
+        name = {"batch": "batch", "seq_len": "length"}[key]
+        (path,) = (ROOT / "benchmarks" / "results").glob(f"*-h100-*-sweep-{name}-*.json")
+        row = next(
+            r for r in json.loads(path.read_text())["rows"] if r["case"][key] == value and r["contender"] == "FusedSampler"
+        )
+        now.append((row["ms"], row["ratio"]))
+        row = next(r for r in LARGE["sweeps_before"] if r.get(key) == value and r["contender"] == "FusedSampler")
+        before.append((row["ms"], row["ratio"]))
+    for (then, _), (ms, _) in zip(before, now, strict=True):
+        assert f"from {then:.3g} to {ms:.3g}" in KERNELS
+    assert "{:.2f}, {:.2f} and {:.2f} times as fast".format(*(ratio for _, ratio in now)) in KERNELS
+    assert "it was {:.2f}, {:.2f} and {:.2f} times".format(*(ratio for _, ratio in before)) in KERNELS
+
+
+def test_the_times_of_other_rings():
+    plain = {"kind": "pace", "pace": 99}
+    stages = [_least([r for r in RINGS if r["weight_stages"][0] == n], "us", input_stages=4, pace=99) for n in (2, 3, 4)]
+    assert "{:.2f}, {:.2f} and {:.2f}; with six".format(*stages) in KERNELS
+    deeper = [_least(RINGS, "us", input_stages=n, **plain) for n in (6, 8)]
+    paced = [_least(RINGS, "us", kind="pace", pace=n, input_stages=4, budget=115712) for n in (2, 3)]
+    ahead = [_least(RINGS, "us", kind="ahead", pace=99, ahead=n, input_stages=4) for n in (2, 4, 8, 16)]
+    for sentence in ("{:.2f} and {:.2f}; at most".format(*deeper), "{:.2f} and {:.2f}; 2, 4".format(*paced)):
+        assert sentence in KERNELS
+    assert "{:.2f}, {:.2f}, {:.2f} and {:.2f}. What".format(*ahead) in KERNELS

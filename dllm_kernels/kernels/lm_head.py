@@ -50,7 +50,7 @@ class Tile:
 _HALF_TILES = (Tile(16, 128, 64, 4, 4), Tile(32, 128, 64, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3))
 _FLOAT_TILES = (Tile(16, 64, 32, 4, 3), Tile(64, 64, 32, 8, 3))
 # Of nine that were timed at 512, 4,096 and 16,384 rows on an H100, through descriptors and without (docs/kernels.md).
-_WIDE_TILE, _WIDE_SHARED_BYTES, _WIDE_ROWS = Tile(128, 256, 64, 8, 4, pieces=2), 200 * 1024, 65
+_WIDE_TILE, _WIDE_SHARED_BYTES, _WIDE_ROWS = Tile(128, 256, 64, 8, 4, pieces=2), 200 * 1024, 129
 # The one tile of batch-invariant calls: a row's sum must not depend on the rows beside it.
 _INVARIANT_HALF, _INVARIANT_FLOAT = _HALF_TILES[2], _FLOAT_TILES[1]
 _REDUCE_BLOCK, _REDUCE_WARPS = 1024, 4

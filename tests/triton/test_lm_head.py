@@ -34,7 +34,7 @@ FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
         ((1, 130, 65, 65), (FLOAT, BFLOAT), 0.7),
         ((1, 3, 64, 4099), (BFLOAT,), 0.7),
         # Through descriptors: a tile's edge in rows, in the vocabulary and in the sum; several groups of rows.
-        ((1, 65, 72, 509), (BFLOAT,), 0.7),
+        ((1, 129, 72, 509), (BFLOAT,), 0.7),
         ((2, 129, 8, 257), (HALF,), 0.0),
         ((35, 64, 64, 300), (BFLOAT,), 0.0),
     ],
