@@ -93,7 +93,15 @@ class TestDocument:
         text = documents(two)["quality.md"]
         assert "| ablation: no warm-up | 50.00% | 240 | 80 | 6.1 | 6.6 | 0.8 | 0.4% | - |" in text
         assert "| ldlm-demo | - | 120 | 80 | 6.1 | 6.6 | 0.8 | 0.4% | - |" in text
+        assert "At 10 steps of dpmpp_2m.\n" in text and "At 50 steps of ddpm.\n" in text
         assert set(plots(two)) == {"quality-ldlm-demo", "quality-ablation-no-warm-up"}
+
+    def test_the_most_thorough_comes_first(self):
+        other = evaluation("ablation: no warm-up", 240.0)
+        other.rows.pop()
+        for both in ([evaluation(), other], [other, evaluation()]):
+            text = documents(both)["quality.md"]
+            assert text.index("\n## ldlm-demo\n") < text.index("\n## ablation: no warm-up\n")
 
 
 class TestPlots:

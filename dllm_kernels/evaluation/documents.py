@@ -10,8 +10,8 @@ from dllm_kernels.bench.tables import markdown, number
 from dllm_kernels.evaluation.results import HUMAN, Evaluation
 
 DOCUMENT = "quality.md"
-MANY, FEW = ("ddim", 25), ("dpmpp_2m", 10)
-"""Solver and steps that are compared: whether the second-order solver needs fewer."""
+MANY, FEW, BEST = ("ddim", 25), ("dpmpp_2m", 10), ("ddpm", 50)
+"""Solvers and steps: the first two tell whether the second-order solver needs fewer, models stand side by side at two."""
 
 _COLUMNS = {
     "perplexity": lambda row: number(row.perplexity),
@@ -28,9 +28,10 @@ _COLUMNS = {
 
 
 def documents(evaluations: Iterable[Evaluation]) -> dict[str, str]:
-    """By path under docs/: the document, and the data of each plot. Of several evaluations of a model the newest counts."""
+    """By path under docs/: the document, and the data of each plot. Of several evaluations of a model the newest counts; the
+    most thorough come first."""
     newest = {evaluation.model: evaluation for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.day)}
-    evaluations = [newest[model] for model in sorted(newest)]
+    evaluations = sorted(newest.values(), key=lambda evaluation: (-len(evaluation.rows), evaluation.model))
     drawn = plots(evaluations)
     texts = {DOCUMENT: document(evaluations, drawn)}
     texts |= {f"plots/{name}.json": json.dumps(plot, indent=1) + "\n" for name, plot in drawn.items()}
@@ -52,7 +53,7 @@ def document(evaluations: list[Evaluation], drawn: dict[str, dict[str, Any]]) ->
         "drawn at temperature 1. tok/s counts a generator's own tokens.",
     ]
     if len(evaluations) > 1:
-        parts += ["## Side by side", _side_by_side(evaluations)]
+        parts += ["## Side by side", *(_side_by_side(evaluations, *point) for point in (FEW, BEST))]
     for evaluation in evaluations:
         parts += _section(evaluation)
         parts += [f"![{plot['title']}](plots/{name}.svg)" for name, plot in drawn.items() if name == _plot_name(evaluation)]
@@ -119,8 +120,8 @@ def _verdicts(evaluation: Evaluation) -> list[str]:
     return said
 
 
-def _side_by_side(evaluations: list[Evaluation]) -> str:
-    """The models at the solver and steps of FEW, each beside the held-out text of its own evaluation."""
+def _side_by_side(evaluations: list[Evaluation], solver: str, steps: int) -> str:
+    """The models at a solver and steps, each beside the held-out text of its own evaluation."""
     header = [
         "model",
         "reconstruction",
@@ -134,7 +135,7 @@ def _side_by_side(evaluations: list[Evaluation]) -> str:
     ]
     lines = []
     for evaluation in evaluations:
-        row, human = evaluation.row(*FEW), evaluation.row(source=HUMAN)
+        row, human = evaluation.row(solver, steps), evaluation.row(source=HUMAN)
         told = [
             evaluation.model,
             _percent(evaluation.reconstruction and evaluation.reconstruction["accuracy"], 2),
@@ -144,7 +145,7 @@ def _side_by_side(evaluations: list[Evaluation]) -> str:
             _percent(evaluation.prompts and evaluation.prompts["continuations"]),
         ]
         lines.append(told)
-    return f"At {FEW[1]} steps of {FEW[0]}.\n\n{markdown(header, lines)}"
+    return f"At {steps} steps of {solver}.\n\n{markdown(header, lines)}"
 
 
 def plots(evaluations: Iterable[Evaluation]) -> dict[str, dict[str, Any]]:
