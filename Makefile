@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -nam
 .PHONY: generate test lint clean
 
 generate: .venv/installed
-	$(BIN)/dllm-kernels generate ldlm-demo --steps 50 --solver ddpm --batch 3
+	$(BIN)/dllm-kernels generate ldlm-demo --steps 50 --solver ddpm --grid log_snr:-4.5:-2.9 --batch 3
 	$(BIN)/dllm-kernels generate
 
 # Two test processes on two cores: one thread each.

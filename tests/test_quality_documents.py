@@ -1,5 +1,6 @@
 """docs/quality.md: what is in the tree is what the committed evaluations say, byte for byte; and what such a document holds."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -43,6 +44,16 @@ class TestCommitted:
 
     def test_they_are_complete(self):
         assert all(read(path).complete for path in COMMITTED)
+
+    def test_what_sampling_md_says_of_the_grid(self):
+        own, further = (
+            next(e for e in map(read, COMMITTED) if e.title == title)
+            for title in ("ldlm-demo", "ldlm-demo, grid log_snr:-4.5:-2.9")
+        )
+        human = further.row(source=HUMAN)
+        assert further.row("ddpm", 50).perplexity < 3 * human.perplexity < own.row("ddpm", 50).perplexity
+        assert further.row("ddpm", 50).entropy > 0.9 * human.entropy
+        assert own.row("ddpm", 10).perplexity < further.row("ddpm", 10).perplexity
 
 
 class TestDocument:
@@ -95,6 +106,13 @@ class TestDocument:
         assert "| ldlm-demo | - | 120 | 80 | 6.1 | 6.6 | 0.8 | 0.4% | - |" in text
         assert "At 10 steps of dpmpp_2m.\n" in text and "At 50 steps of ddpm.\n" in text
         assert set(plots(two)) == {"quality-ldlm-demo", "quality-ablation-no-warm-up"}
+
+    def test_another_grid_stands_beside_the_models_own(self):
+        other = dataclasses.replace(evaluation(few=90.0), settings=SETTINGS | {"grid": "log_snr:-4.5:-2.9"})
+        text = documents([evaluation(), other])["quality.md"]
+        assert "| ldlm-demo, grid log_snr:-4.5:-2.9 | - | 90 | 80 |" in text and "| ldlm-demo | - | 120 | 80 |" in text
+        assert "\n## ldlm-demo, grid log_snr:-4.5:-2.9\n" in text
+        assert "quality-ldlm-demo-grid-log-snr-4-5-2-9" in plots([other])
 
     def test_the_most_thorough_comes_first(self):
         other = evaluation("ablation: no warm-up", 240.0)

@@ -28,10 +28,10 @@ _COLUMNS = {
 
 
 def documents(evaluations: Iterable[Evaluation]) -> dict[str, str]:
-    """By path under docs/: the document, and the data of each plot. Of several evaluations of a model the newest counts; the
-    most thorough come first."""
-    newest = {evaluation.model: evaluation for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.day)}
-    evaluations = sorted(newest.values(), key=lambda evaluation: (-len(evaluation.rows), evaluation.model))
+    """By path under docs/: the document, and the data of each plot. Of several evaluations of a model on a grid the newest
+    counts; the most thorough come first."""
+    newest = {evaluation.title: evaluation for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.day)}
+    evaluations = sorted(newest.values(), key=lambda evaluation: (-len(evaluation.rows), evaluation.title))
     drawn = plots(evaluations)
     texts = {DOCUMENT: document(evaluations, drawn)}
     texts |= {f"plots/{name}.json": json.dumps(plot, indent=1) + "\n" for name, plot in drawn.items()}
@@ -67,7 +67,7 @@ def _section(evaluation: Evaluation) -> list[str]:
         [row.source, row.solver or "-", str(row.steps or "-"), *(c(row) for c in _COLUMNS.values())] for row in evaluation.rows
     ]
     text = [
-        f"## {evaluation.model}",
+        f"## {evaluation.title}",
         f"`{evaluation.command}`, {number(evaluation.took_s)} s on {machine['name']}, torch {machine['torch']}, "
         f"{evaluation.day}, commit {machine['commit']}. {evaluation.parameters / 1e6:,.1f} million parameters, "
         f"{settings['seq_len']} tokens, "
@@ -137,7 +137,7 @@ def _side_by_side(evaluations: list[Evaluation], solver: str, steps: int) -> str
     for evaluation in evaluations:
         row, human = evaluation.row(solver, steps), evaluation.row(source=HUMAN)
         told = [
-            evaluation.model,
+            evaluation.title,
             _percent(evaluation.reconstruction and evaluation.reconstruction["accuracy"], 2),
             *(number(getattr(of, name, None)) for name in ("perplexity", "entropy") for of in (row, human)),
             number(getattr(row, "mauve", None)),
@@ -158,7 +158,7 @@ def plots(evaluations: Iterable[Evaluation]) -> dict[str, dict[str, Any]]:
                 series.setdefault(row.solver, []).append([row.steps, row.perplexity, row.entropy])
         if series:
             found[_plot_name(evaluation)] = {
-                "title": f"{evaluation.model}, judged by {evaluation.judge}",
+                "title": f"{evaluation.title}, judged by {evaluation.judge}",
                 "series": series,
                 "beside": {row.source: [row.perplexity, row.entropy] for row in evaluation.rows if row.steps is None},
             }
@@ -192,7 +192,7 @@ def draw(plot: dict[str, Any], path: Path) -> None:
 
 
 def _plot_name(evaluation: Evaluation) -> str:
-    return f"quality-{re.sub(r'[^a-z0-9]+', '-', evaluation.model.lower()).strip('-')}"
+    return f"quality-{re.sub(r'[^a-z0-9]+', '-', evaluation.title.lower()).strip('-')}"
 
 
 def _percent(share: float | None, decimals: int = 1) -> str:

@@ -78,6 +78,12 @@ class Evaluation:
     took_s: float = 0.0
     rows: list[Row] = field(default_factory=list)
 
+    @property
+    def title(self) -> str:
+        """The model, and the grid where another than its own was asked for."""
+        grid = self.settings.get("grid", "auto")
+        return self.model if grid == "auto" else f"{self.model}, grid {grid}"
+
     def row(self, solver: str | None = None, steps: int | None = None, source: str | None = None) -> Row | None:
         """The row of a source (the model, where not given), or None."""
         source = self.model if source is None else source
