@@ -18,7 +18,7 @@ COMMON = {"the", "of", "and", "to", "in", "that", "a", "it", "is", "be", "for", 
 
 @pytest.fixture(scope="module")
 def evaluation():
-    (found,) = (e for e in map(read, COMMITTED) if e.model == "ldlm-demo")
+    (found,) = (e for e in map(read, COMMITTED) if e.title == "ldlm-demo")
     return found
 
 
