@@ -67,8 +67,8 @@ void linear(uintptr_t weight, uintptr_t input, uintptr_t bias, uintptr_t column_
             uintptr_t gate, uintptr_t residual, uintptr_t next_scale, uintptr_t output, uintptr_t scaled_output,
             uintptr_t output_statistics, uintptr_t workspace, uint32_t rows, uint32_t outputs, uint32_t width,
             uint32_t chunks, uint32_t chunk, uint32_t residual_rows, uint32_t warps_n, uint32_t warps_m,
-            uint32_t sixteens, uint32_t tiles, uint32_t deep, uint32_t slices, uint32_t ring_stages, bool gelu,
-            uintptr_t stream) {
+            uint32_t sixteens, uint32_t tiles, uint32_t deep, uint32_t slices, uint32_t ring_stages, uint32_t input_stages,
+            bool gelu, uintptr_t stream) {
     const dllm::Linear call{
         .weight = pointer<const void>(weight),
         .input = pointer<const void>(input),
@@ -95,6 +95,7 @@ void linear(uintptr_t weight, uintptr_t input, uintptr_t bias, uintptr_t column_
         .deep = deep,
         .slices = slices,
         .ring_stages = ring_stages,
+        .input_stages = input_stages,
         .gelu = gelu,
     };
     dllm::linear(call, pointer<CUstream_st>(stream));
@@ -188,7 +189,7 @@ PYBIND11_MODULE(_C, m) {
           "bias"_a, "column_sums"_a, "statistics"_a, "gate"_a, "residual"_a, "next_scale"_a, "output"_a,
           "scaled_output"_a, "output_statistics"_a, "workspace"_a, "rows"_a, "outputs"_a, "width"_a, "chunks"_a,
           "chunk"_a, "residual_rows"_a, "warps_n"_a, "warps_m"_a, "sixteens"_a, "tiles"_a, "deep"_a, "slices"_a,
-          "ring_stages"_a, "gelu"_a, "stream"_a);
+          "ring_stages"_a, "input_stages"_a, "gelu"_a, "stream"_a);
     m.def("attention", &attention, "The op of dllm_kernels/ops/attention.py.", py::kw_only(), "q"_a, "k"_a, "v"_a,
           "key_mask"_a, "out"_a, "q_strides"_a, "k_strides"_a, "v_strides"_a, "batch"_a, "queries"_a, "keys"_a,
           "heads"_a, "head_dim"_a, "causal"_a, "stream"_a);

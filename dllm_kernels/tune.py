@@ -7,6 +7,7 @@ layer's shapes together (tune_layer.py), which also says whether a plan of that 
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from dllm_kernels.bad_input import user_input
 from dllm_kernels.config import PRESETS, LDLMConfig
-from dllm_kernels.device import multiprocessors, shared_memory
+from dllm_kernels.device import has_warpgroups, multiprocessors, shared_memory
 from dllm_kernels.extension import cuda_obstacle
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import SHARED_BYTES, StreamConfig, block_bytes, candidates, tiles
@@ -58,20 +59,23 @@ def tune_shape(
         workspace = empty_workspace(workspace_elements(PackedWeight(packed[0], outputs, width, cut), rows), device)
 
         def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, cut=cut) -> None:
-            launch(x, packed[i], bias, workspace, [*cut.tile, cut.slices, cut.stages], y)
+            launch(x, packed[i], bias, workspace, [*cut.tile, cut.slices, cut.stages, cut.input_stages], y)
 
         yield cut, chain_time(rows, outputs, width, count, streamed, device)
 
 
 def busy_cuts(
-    rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES
+    rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False
 ) -> Iterator[StreamConfig]:
-    """The cuts without padding that give most SMs a block or more, with the deepest ring, one less, and half of it."""
-    for config in candidates(rows, outputs, width, shared_bytes):
+    """The cuts without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; by
+    warpgroups, which have many rings of input, also those that give every other SM a block, but not half of the ring."""
+    least = 0.45 if warpgroups else 0.7
+    for config in candidates(rows, outputs, width, shared_bytes, warpgroups):
         blocks = tiles(config, rows, outputs) * config.slices
-        if 0.7 * multiprocessors <= blocks <= 3.1 * multiprocessors and outputs % config.outputs == width % config.depth == 0:
-            for stages in sorted({config.stages, max(2, config.stages - 1), max(2, config.stages // 2)}):
-                yield StreamConfig(config.tile, config.slices, stages)
+        if least * multiprocessors <= blocks <= 3.1 * multiprocessors and outputs % config.outputs == width % config.depth == 0:
+            fewer = [config.stages - 1] if config.warpgroup else [config.stages - 1, config.stages // 2]
+            for stages in sorted({config.stages, *(max(2, stages) for stages in fewer)}):
+                yield replace(config, stages=stages)
 
 
 def chain_time(rows: int, outputs: int, width: int, count: int, one: Launch, device: torch.device) -> float:
@@ -102,6 +106,7 @@ def entry(
         "tile": list(cut.tile),
         "slices": cut.slices,
         "stages": cut.stages,
+        "input_stages": cut.input_stages,
         "us": round(own, 2),
         "library_us": round(library, 2),
     }
@@ -128,11 +133,11 @@ def tune(
             raise ValueError(missing)
     path = stream.TABLE if output is None else output
     table = json.loads(path.read_text()) if path.exists() else {"entries": [], "layers": []}
-    card, shared_bytes = multiprocessors(device), block_bytes(shared_memory(device))
+    card, shared_bytes, warpgroups = multiprocessors(device), block_bytes(shared_memory(device)), has_warpgroups(device)
     source = {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
     timings: dict[tuple[int, int], Timings] = {}
     for outputs, width in shapes(config):
-        cuts = list(busy_cuts(rows, outputs, width, card, shared_bytes))
+        cuts = list(busy_cuts(rows, outputs, width, card, shared_bytes, warpgroups))
         if not cuts:
             typer.echo(f"{outputs} x {width}: too small or uneven for a cut that fills the card; left to the rule", err=True)
             continue

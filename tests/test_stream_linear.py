@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from dllm_kernels import extension
+from dllm_kernels.device import has_warpgroups
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import (
     SHARED_BYTES,
     TILES,
+    WARPGROUP_TILES,
     StreamConfig,
     block_bytes,
     candidates,
@@ -31,6 +33,9 @@ from dllm_kernels.ops.stream_linear import (
 from tests.numerics import assert_contract
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA kernel was compiled and not run")
+needs_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or not has_warpgroups(torch.device("cuda")), reason="no Hopper: the CUDA kernel was not run"
+)
 EPILOGUES = [
     {"norm"},
     {"gelu", "residual", "statistics"},
@@ -92,7 +97,7 @@ def check(rows, outputs, width, config, epilogue, device="cpu", chunk=None):
     return y
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", TILES + WARPGROUP_TILES)
 def test_packing_is_undone(tile):
     config, weight = StreamConfig(tile, 1, 2), random(2 * 256, 256).bfloat16()
     assert torch.equal(unpack(pack(weight.clone(), config)), weight)
@@ -115,6 +120,17 @@ def test_eight_columns_of_an_output_lie_together():
         assert data[1, 6, place].tolist() == [1000 * (256 + output) + column for column in range(48, 56)]
 
 
+def test_a_warpgroup_has_four_neighbouring_outputs_in_the_columns_of_a_thread():
+    """Columns 2 t and 2 t + 1 of two tiles of eight are thread t's (mma_bf16 in csrc/include/dllm/mma.cuh)."""
+    weight = (torch.arange(192).unsqueeze(1) * 1000 + torch.arange(128)).float()
+    data = pack(weight, StreamConfig(WARPGROUP_TILES[1], 1, 2)).data
+    assert data.shape == (2, 16, 96, 8)
+    for t in range(4):
+        columns = [32 + 8 * tile + 2 * t + i for tile in (0, 1) for i in (0, 1)]
+        outputs = [96 + 32 + 4 * t + i for i in range(4)]
+        assert data[1, 5, columns].tolist() == [[1000 * o + c for c in range(40, 48)] for o in outputs]
+
+
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: "+".join(sorted(e)))
 @pytest.mark.parametrize(("rows", "outputs", "width"), [(1, 64, 64), (63, 200, 104), (65, 128, 256)])
 def test_the_definition(rows, outputs, width, epilogue):
@@ -123,7 +139,22 @@ def test_the_definition(rows, outputs, width, epilogue):
 
 def test_the_op_passes_opcheck():
     (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, StreamConfig((4, 1, 1, 8, 2), 1, 2), set())
-    arguments = (x, packed.data, bias, None, None, None, None, random(64), workspace, 64, 0, [4, 1, 1, 8, 2, 1, 2], True, True)
+    arguments = (
+        x,
+        packed.data,
+        bias,
+        None,
+        None,
+        None,
+        None,
+        random(64),
+        workspace,
+        64,
+        0,
+        [4, 1, 1, 8, 2, 1, 2, 4],
+        True,
+        True,
+    )
     torch.library.opcheck(torch.ops.dllm_kernels.stream_linear.default, arguments)
 
 
@@ -194,7 +225,7 @@ def test_what_is_streamed(monkeypatch, backend, rows, as_for, shape, expected):
     cut = cut_for(rows, *shape, torch.bfloat16, torch.device("cpu"), backend, as_for)
     assert (cut is not None) == expected
     if expected:
-        assert cut == choose(132, as_for or rows, *shape, block_bytes(228 * 1024))
+        assert cut == choose(132, as_for or rows, *shape, block_bytes(228 * 1024), warpgroups=True)
 
 
 def test_which_weights_can_be_streamed():
@@ -207,17 +238,21 @@ def test_which_weights_can_be_streamed():
 SHAPES = [(6144, 2048), (2048, 2048), (8192, 2048), (2048, 8192), (15360, 5120), (5120, 20480), (2304, 768), (64, 64), (8, 8)]
 
 
+@pytest.mark.parametrize("warpgroups", [False, True])
 @pytest.mark.parametrize("multiprocessors", [132, 170])
 @pytest.mark.parametrize(("outputs", "width"), SHAPES)
 @pytest.mark.parametrize("rows", [1, 64, 65, 256])
-def test_every_cut_fits(multiprocessors, outputs, width, rows):
+def test_every_cut_fits(multiprocessors, outputs, width, rows, warpgroups):
+    whole = warpgroups and outputs % 32 == width % 64 == 0
     for limit in (SHARED_BYTES, block_bytes(228 * 1024)):
-        fitting = set(candidates(rows, outputs, width, limit))
-        assert derived(multiprocessors, rows, outputs, width, limit) in fitting
+        fitting = set(candidates(rows, outputs, width, limit, warpgroups))
+        assert derived(multiprocessors, rows, outputs, width, limit, warpgroups) in fitting
         for config in fitting:
-            assert config.tile in TILES and config.stages >= 2 and config.shared_bytes <= limit
+            assert config.tile in (WARPGROUP_TILES if whole else TILES) and config.warpgroup == whole
+            assert config.stages >= 2 and config.shared_bytes <= limit
             assert config.slices <= min(8, -(-width // config.depth))
             assert config.stages == 16 or dataclasses.replace(config, stages=config.stages + 1).shared_bytes > limit
+            assert not whole or outputs % config.outputs == width % config.depth == 0
 
 
 def test_the_next_kernels_block_fits_beside_a_block_where_it_can():
@@ -234,6 +269,13 @@ def test_a_shape_that_was_timed_takes_its_cut_from_the_table(monkeypatch):
     assert choose(132, 64, 6144, 2048, 60_000) == derived(132, 64, 6144, 2048, 60_000)
 
 
+def test_a_cut_for_warpgroups_is_taken_where_the_card_has_them(monkeypatch):
+    config = StreamConfig((1, 4, 4, 2, 2), 2, 5, 4)
+    monkeypatch.setattr(stream, "_table", lambda: {(132, 1, 6144, 2048): config})
+    assert choose(132, 64, 6144, 2048, warpgroups=True) is config
+    assert choose(132, 64, 6144, 2048) == derived(132, 64, 6144, 2048)
+
+
 def test_a_plan_streams_where_a_whole_layer_was_faster(monkeypatch):
     monkeypatch.setattr(stream, "_layers", lambda: {(132, 1, 2048): False, (132, 2, 2048): True, (132, 1, 5120): True})
     for outputs, width in ((6144, 2048), (2048, 8192), (16384, 2048)):
@@ -247,7 +289,9 @@ def test_the_table_fits():
     for (_, row_tiles, outputs, width), config in stream._table().items():
         assert config.shared_bytes <= block_bytes(228 * 1024) and config.stages >= 2
         assert (config.tile, config.slices) in {
-            (c.tile, c.slices) for c in candidates(64 * row_tiles, outputs, width, block_bytes(228 * 1024))
+            (c.tile, c.slices)
+            for warpgroups in (False, True)
+            for c in candidates(64 * row_tiles, outputs, width, block_bytes(228 * 1024), warpgroups)
         }
 
 
@@ -261,9 +305,27 @@ def test_the_kernel_is_the_definition(tile):
             check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
 
 
+@needs_hopper
+@pytest.mark.parametrize("tile", WARPGROUP_TILES)
+def test_the_kernel_by_warpgroups_is_the_definition(tile):
+    outputs = 16 * tile[2]
+    shapes = [(64, 4 * outputs, 512), (63, outputs, 576), (65, outputs, 2048), (1, 2 * outputs, 512), (200, outputs, 1024)]
+    for slices, (rows, outputs, width), epilogue in itertools.product((1, 2, 4, 8), shapes, EPILOGUES):
+        for stages, input_stages in ((3, 2), (2, 4)):
+            config = StreamConfig(tile, slices, stages, input_stages)
+            if config.shared_bytes <= block_bytes(228 * 1024) and (slices < 8 or tile[2] >= 8):
+                check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
+
+
+CUTS = [
+    pytest.param(StreamConfig((4, 2, 2, 4, 2), 3, 3), id="portable"),
+    pytest.param(StreamConfig((1, 4, 4, 2, 2), 4, 3), marks=needs_hopper, id="warpgroups"),
+]
+
+
 @needs_gpu
-def test_a_row_does_not_depend_on_the_rows_beside_it():
-    config = StreamConfig((4, 2, 2, 4, 2), 3, 3)
+@pytest.mark.parametrize("config", CUTS)
+def test_a_row_does_not_depend_on_the_rows_beside_it(config):
     (x, packed, bias, _), arguments, _, _ = problem(200, 512, 1024, config, {"gelu"}, "cuda")
     workspace = empty_workspace(workspace_elements(packed, 200), x.device)
     whole, _, _ = stream_linear(x, packed, bias, workspace, **arguments)
@@ -273,8 +335,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
 
 
 @needs_gpu
-def test_overlapping_launches_change_nothing():
-    config = StreamConfig((4, 1, 1, 8, 2), 4, 4)
+@pytest.mark.parametrize("config", CUTS)
+def test_overlapping_launches_change_nothing(config):
     (x, packed, bias, workspace), arguments, _, _ = problem(64, 512, 512, config, {"gelu"}, "cuda")
     # Rows of mean zero, so that fifty layers do not grow beyond bfloat16.
     centred = [w - w.mean(1, keepdim=True) for w in (random(512, 512, device="cuda", seed=seed) for seed in (7, 8))]
@@ -295,10 +357,10 @@ def test_overlapping_launches_change_nothing():
 
 
 @needs_gpu
+@pytest.mark.parametrize("config", CUTS)
 @pytest.mark.parametrize("bits", [0x7FC0, 0xFFC0, 0xFFFF])
-def test_a_row_of_nan_stays_a_row_of_nan(bits):
+def test_a_row_of_nan_stays_a_row_of_nan(bits, config):
     """Also for the NaN whose bits mean that nothing was handed over yet."""
-    config = StreamConfig((4, 2, 2, 4, 2), 4, 3)
     (x, packed, bias, workspace), arguments, truth, baseline = problem(64, 256, 1024, config, {"gelu"}, "cuda")
     x.view(torch.int16)[0, 7, 100] = bits if bits < 0x8000 else bits - 0x10000
     y, _, _ = stream_linear(x, packed, bias, workspace, **arguments)

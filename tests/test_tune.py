@@ -8,6 +8,7 @@ import torch
 from dllm_kernels import LDLM, LDLMConfig
 from dllm_kernels import tune as module
 from dllm_kernels.config import open_dllm_config
+from dllm_kernels.device import has_warpgroups
 from dllm_kernels.fold import Numerics
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import StreamConfig
@@ -17,6 +18,7 @@ from dllm_kernels.tune_layer import LayerChain, layer_shapes, refine
 from tests.command import run
 
 CPU = torch.device("cpu")
+HOPPER = torch.cuda.is_available() and has_warpgroups(torch.device("cuda"))
 
 
 def test_the_shapes_of_a_preset():
@@ -40,6 +42,8 @@ def test_cuts_that_keep_a_card_busy():
     cuts = list(module.busy_cuts(64, 8192, 2048, 132))
     assert len(cuts) > 20 and all(92 <= 8192 // cut.outputs * cut.slices <= 410 for cut in cuts)
     assert list(module.busy_cuts(64, 192, 64, 132)) == []
+    cuts = list(module.busy_cuts(64, 8192, 2048, 132, warpgroups=True))
+    assert len(cuts) > 20 and all(cut.warpgroup and 59 <= 8192 // cut.outputs * cut.slices <= 410 for cut in cuts)
 
 
 def test_an_entry_holds_the_fastest_cut_and_both_times():
@@ -53,6 +57,7 @@ def test_an_entry_holds_the_fastest_cut_and_both_times():
         "tile": [4, 2, 2, 4, 2],
         "slices": 4,
         "stages": 3,
+        "input_stages": 4,
         "us": 7.0,
         "library_us": 9.88,
     }
@@ -120,7 +125,7 @@ def test_tuning_needs_a_card():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was timed")
 def test_the_times_of_a_small_shape():
-    cuts = list(module.busy_cuts(64, 2048, 1024, 132))[:3]
+    cuts = list(module.busy_cuts(64, 2048, 1024, 132))[:2] + list(module.busy_cuts(64, 2048, 1024, 132, warpgroups=HOPPER))[-1:]
     timed = dict(module.tune_shape(64, 2048, 1024, torch.device("cuda"), cuts))
     assert len(timed) == 4 and all(0.5 < time < 1000 for time in timed.values())
 
@@ -128,5 +133,5 @@ def test_the_times_of_a_small_shape():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was timed")
 def test_the_times_of_a_small_layer():
     chain = LayerChain(64, 512, 8, torch.device("cuda"))
-    cuts = {name: stream.choose(132, 64, *shape) for name, shape in layer_shapes(512).items()}
+    cuts = {name: stream.choose(132, 64, *shape, warpgroups=HOPPER) for name, shape in layer_shapes(512).items()}
     assert 1 < chain.streamed(cuts) < 1000 and 1 < chain.library() < 1000

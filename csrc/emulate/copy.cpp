@@ -105,11 +105,13 @@ void check_map(const TensorMap& map, const Where& where) {
 
 // The box whose first element is (row, column), the pieces of eight values of each row in changed places.
 void land_box(uint16_t* target, const TensorMap& map, int64_t row, int64_t column) {
+    const uint32_t width = map.box_columns;
     for (uint32_t r = 0; r < map.box_rows; ++r) {
-        for (uint32_t c = 0; c < kBoxColumns; ++c) {
+        const uint32_t change = width == 32 ? r / 2 % 4 : r % 8;
+        for (uint32_t c = 0; c < width; ++c) {
             const int64_t i = row + r, j = column + c;
             const bool inside = i >= 0 && i < map.rows && j >= 0 && j < map.columns;
-            target[r * kBoxColumns + (c / 8 ^ r / 2 % 4) * 8 + c % 8] =
+            target[r * width + (c / 8 ^ change) * 8 + c % 8] =
                 inside ? static_cast<const uint16_t*>(map.matrix)[i * map.columns + j] : 0;
         }
     }
@@ -137,8 +139,8 @@ void bulk_copy(void* shared, const void* global, uint32_t bytes, uint64_t* word,
 
 void tensor_copy(void* shared, const TensorMap& map, int32_t row, int32_t column, uint64_t* word, Where where) {
     check_map(map, where);
-    const uint32_t bytes = map.box_rows * kBoxColumns * 2;
-    check_shared(*self().block, shared, bytes, 512, "the target of a tensor copy", &where);
+    const uint32_t bytes = map.box_rows * map.box_columns * 2;
+    check_shared(*self().block, shared, bytes, map.box_columns * 16, "the target of a tensor copy", &where);
     check_readable(map.matrix, static_cast<uint64_t>(map.rows * map.columns) * 2, where);
     auto* const target = static_cast<uint16_t*>(shared);
     issue_bulk(target, bytes, word, [=] { land_box(target, map, row, column); }, where);

@@ -8,7 +8,7 @@
 namespace dllm::emulate {
 namespace {
 
-// An operand: the offset in shared memory, above it the step, then a mark for its kind.
+// An operand: the offset in shared memory, above it the step, or the bytes of a box's row, then a mark for its kind.
 constexpr uint64_t kPlainMark = 0x0BE1, kBoxMark = 0xB0C5;
 
 struct Operand {
@@ -28,7 +28,7 @@ uint64_t word_of(uint64_t mark, const void* shared, uint32_t step) {
 void check_operand(const Block& block, uint64_t word, uint32_t rows, const Where& where) {
     const auto [mark, offset, step] = operand_of(word);
     if (mark != kPlainMark && mark != kBoxMark) fail("this is no operand of operand() or operand_in_box()", &where);
-    const uint32_t bytes = mark == kPlainMark ? step + rows * 16 : rows * 64 - offset % 64;
+    const uint32_t bytes = mark == kPlainMark ? step + rows * 16 : rows * step - offset % step;
     check_shared(block, block.shared + offset, bytes, 16, "an operand", &where);
 }
 
@@ -38,8 +38,8 @@ void read_row(const Block& block, uint64_t word, uint32_t row, float (&values)[1
     for (uint32_t half = 0; half < 2; ++half) {
         uint32_t at = offset + row * 16 + half * step;
         if (mark == kBoxMark) {
-            const uint32_t piece = offset % 64 / 16 + half;
-            at = offset / 64 * 64 + row * 64 + (piece ^ row / 2 % 4) * 16;
+            const uint32_t piece = offset % step / 16 + half, change = step == 64 ? row / 2 % 4 : row % 8;
+            at = offset / step * step + row * step + (piece ^ change) * 16;
         }
         uint32_t pairs[4];
         std::memcpy(pairs, block.shared + at, sizeof pairs);
@@ -54,7 +54,7 @@ void read_row(const Block& block, uint64_t word, uint32_t row, float (&values)[1
 void read_operands(const Thread& thread, Product& product) {
     const Block& block = *thread.block;
     const uint32_t columns = product.tiles * 8, first_row = thread.number / 32 % 4 * 16;
-    float a[16][16], b[64][16];
+    float a[16][16], b[160][16];
     for (uint32_t row = 0; row < 16; ++row) read_row(block, product.a, first_row + row, a[row]);
     for (uint32_t column = 0; column < columns; ++column) read_row(block, product.b, column, b[column]);
     product.values.resize(16 * columns);
@@ -184,10 +184,12 @@ uint64_t operand(const void* shared, uint32_t step, Where where) {
     return word_of(kPlainMark, shared, step);
 }
 
-uint64_t operand_in_box(const void* shared, Where where) {
-    const auto* const box = reinterpret_cast<const char*>(reinterpret_cast<uint64_t>(shared) & ~uint64_t{32});
-    check_shared(*self().block, box, 512, 512, "eight rows of a box", &where);
-    return word_of(kBoxMark, shared, 0);
+uint64_t operand_in_box(const void* shared, uint32_t columns, Where where) {
+    const uint32_t row_bytes = columns * 2;
+    const auto* const box =
+        reinterpret_cast<const char*>(reinterpret_cast<uint64_t>(shared) & ~uint64_t{row_bytes - 32});
+    check_shared(*self().block, box, row_bytes * 8, row_bytes * 8, "eight rows of a box", &where);
+    return word_of(kBoxMark, shared, row_bytes);
 }
 
 void warpgroup_mma(float* c, uint32_t tiles, uint64_t a, uint64_t b, Where where) {

@@ -1,9 +1,10 @@
-// The folded linear layer for few rows (definition: dllm_kernels/ops/stream_linear.py). Weights stream once
-// (weight_stream.cuh).
+// The folded linear layer for few rows (definition: dllm_kernels/ops/stream_linear.py), on every card and for every
+// shape; linear_warpgroup.cu is faster where it can run. Weights stream once (weight_stream.cuh).
 //
-// K is split among `slices` neighbouring blocks. Each hands its sums over, and adds up those of the row tiles that it
-// owns in the order of the slices: no atomics, so equal calls give equal bits, and a row's result does not depend on
-// the rows beside it. What follows the products runs once a block, on few warps: it is written for few instructions.
+// K is split among `slices` neighbouring blocks. Each hands its sums over through global memory, and adds up those of the
+// row tiles that it owns in the order of the slices: no atomics, so equal calls give equal bits, and a row's result does
+// not depend on the rows beside it. What follows the products runs once a block, on few warps: it is written for few
+// instructions.
 
 #include <cstdint>
 #include <stdexcept>
@@ -18,9 +19,6 @@ namespace {
 
 // Places that a thread watches at once when it takes others' sums.
 constexpr int kPeeks = 8;
-
-// Blocks of a cluster at most, on every card that has them.
-constexpr uint32_t kMostClustered = 8;
 
 // Shared memory: barriers, the block's part of four vectors, the own rows of the residual, the ring; later in the
 // ring's place the result (float32, rows a few banks apart).
@@ -64,36 +62,6 @@ __device__ __forceinline__ void take(float4* place, uint32_t stride, uint32_t sl
         each([&](float4& value, float4* at, float4& sum) {
             sum = {sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w};
             clear(at);
-        });
-    }
-}
-
-// The sums of all slices, in their order, at two places `apart`. kAtOnce slices' are on their way at once:
-// the other blocks of the cluster are far.
-template <int kAtOnce>
-__device__ __forceinline__ void add_up(const float* place, int apart, uint32_t slices, float4 (&sums)[2]) {
-    const auto at = [&](int quad) { return reinterpret_cast<const float4*>(place + quad * apart); };
-    if (!kClusters || slices == 1) {
-        sums[0] = *at(0), sums[1] = *at(1);
-        return;
-    }
-    sums[0] = sums[1] = {};
-#pragma unroll
-    for (uint32_t first = 0; first < kMostClustered; first += kAtOnce) {
-        float4 parts[kAtOnce][2];
-        const auto each = [&](auto action) {
-#pragma unroll
-            for (uint32_t s = 0; s < kAtOnce; ++s) {
-#pragma unroll
-                for (int quad = 0; quad < 2; ++quad) {
-                    if (first + s < slices) action(parts[s][quad], first + s, quad);
-                }
-            }
-        };
-        each([&](float4& part, uint32_t s, int quad) { part = read_peer(at(quad), s); });
-        each([&](const float4& part, uint32_t, int quad) {
-            float4& sum = sums[quad];
-            sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
         });
     }
 }
@@ -183,8 +151,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
     float4* const workspace = reinterpret_cast<float4*>(call.workspace) +
                               static_cast<size_t>(blockIdx.z * column_blocks + column_block) * slices * kSlice;
     const uint32_t first_tile = Tile::warp_m() * Tile::kTiles, first_piece = Tile::warp_n() * Tile::kSixteens;
-    const bool through_memory = !kClusters && slices > 1;
-    if (through_memory) {
+    const bool split = slices > 1;
+    if (split) {
         float4* const place = workspace + slice * kSlice + (first_tile * kPieces + first_piece) * 32 + lane;
 #pragma unroll
         for (int n = 0; n < Tile::kTiles; ++n) {
@@ -205,7 +173,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
         float* const at = result + (tile * 8 + lane % 4 * 2) * Place::kPitch + piece * 16 + lane / 4;
         at[0] = value.x, at[Place::kPitch] = value.y, at[8] = value.z, at[Place::kPitch + 8] = value.w;
     };
-    if (through_memory) {
+    if (split) {
         // Items are the pieces of the own row tiles: neighbours in the workspace, one a warp at a time.
         const uint32_t items = own_end * kPieces;
         float4* const own = workspace + lane;
@@ -230,21 +198,14 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
             }
         }
     }
-    if (kClusters && slices > 1) {
-        cluster_arrive();
-        cluster_wait();
-    } else {
-        __syncthreads();
-    }
+    __syncthreads();
     for (uint32_t first = warp * kRowsAtOnce; first < own_rows; first += kStep) {
         const uint32_t row = row_from(first);
         const size_t token = first_own + row;
         const float2 ahead = statistics;
         statistics = read_ahead(first + kStep);
         const auto output_of = [&](int quad) { return quad * (Tile::kOutputs / 2) + lane % kLanes * 4; };
-        float4 products[2];
-        add_up<Tile::kWarps <= 8 ? 8 : 2>(result + (own_begin * 8 + row) * Place::kPitch + output_of(0),
-                                          Tile::kOutputs / 2, slices, products);
+        const float* const products = result + (own_begin * 8 + row) * Place::kPitch;
         float2 mean_and_factor{0, 1};
         if (call.column_sums) {
             mean_and_factor = merge_statistics<kLanes>(statistics_of(row), ahead, call.chunks, call.chunk, call.width);
@@ -256,7 +217,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
             const uint32_t output = output_of(quad);
             real[quad] = output < outputs;  // what is not is zero
             const float* const at = vectors + output;
-            const float4 product = products[quad];
+            const float4 product = *reinterpret_cast<const float4*>(products + output);
             const float4 bias = *reinterpret_cast<const float4*>(at);
             const float4 column_sums = *reinterpret_cast<const float4*>(at + Tile::kOutputs);
             float value[4] = {mean_and_factor.y * (product.x - mean_and_factor.x * column_sums.x),
@@ -316,11 +277,6 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
             }
         }
     }
-    if (kClusters && slices > 1) {
-        // Others may still be reading this block's memory.
-        cluster_arrive_relaxed();
-        cluster_wait();
-    }
 }
 
 template <typename Tile>
@@ -330,14 +286,9 @@ void launch_linear(const Linear& call, cudaStream_t stream) {
     if (call.ring_stages < 2 || call.ring_stages > Tile::kMostStages || call.slices == 0 || call.slices > stages) {
         throw std::invalid_argument("linear takes rings of 2 to 16 stages, and slices of at least a stage");
     }
-    const bool clusters = call.slices > 1 && has_clusters();
-    if (clusters && call.slices > kMostClustered) {
-        throw std::invalid_argument("linear takes at most 8 slices on this card");
-    }
     const uint32_t row_blocks = (call.rows - 1) / Tile::kRows + 1;
     const uint32_t column_blocks = (call.outputs - 1) / Tile::kOutputs + 1;
-    launch("linear", linear_kernel<Tile>,
-           Grid(dim3(call.slices, column_blocks, row_blocks), clusters ? call.slices : 1), Tile::kThreads,
+    launch("linear", linear_kernel<Tile>, Grid(dim3(call.slices, column_blocks, row_blocks)), Tile::kThreads,
            Layout<Tile>::bytes(call.ring_stages, call.slices, call.residual != nullptr), stream, call,
            tensor_map(call.input, call.rows, call.width, Tile::kRows));
 }
@@ -349,6 +300,9 @@ void linear(const Linear& call, cudaStream_t stream) {
         return call.warps_n == n && call.warps_m == m && call.sixteens == sixteens && call.tiles == tiles &&
                call.deep == deep;
     };
+    if (call.warps_n == 1 && call.warps_m == 4 && call.tiles == 2 && call.deep == 2) {
+        return linear_warpgroup(call, stream);
+    }
     if (is(8, 1, 1, 8, 2)) return launch_linear<StreamTile<8, 1, 1, 8, 2>>(call, stream);
     if (is(8, 1, 2, 8, 1)) return launch_linear<StreamTile<8, 1, 2, 8, 1>>(call, stream);
     if (is(4, 1, 1, 8, 2)) return launch_linear<StreamTile<4, 1, 1, 8, 2>>(call, stream);

@@ -18,6 +18,7 @@ MOST_ROWS, MOST_WIDTH, MOST_VALUES = 64, 2048, 2**25
 """The most rows of a call, lesser dimension of a weight and values of it that are streamed where no layer was timed
 (docs/kernels.md)."""
 BARRIER_BYTES, MOST_STAGES, INPUT_STAGES, MOST_SLICES = 160, 16, 4, 8
+WARPGROUP_BARRIER_BYTES = 400
 TILES = (
     (8, 1, 1, 8, 2),
     (8, 1, 2, 8, 1),
@@ -29,22 +30,33 @@ TILES = (
     (4, 4, 2, 4, 1),
 )
 """What csrc/kernels/linear.cu has code for, as StreamConfig.tile."""
+WARPGROUP_TILES = tuple((1, 4, sixteens, 2, 2) for sixteens in (4, 6, 8, 10))
+"""What csrc/kernels/linear_warpgroup.cu has code for."""
+WARPGROUP_INPUT_STAGES = (4, 3, 2, 6, 8)
+"""Rings of input that are tried with them, the usual one first."""
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """The cut of a GEMM (csrc/include/dllm/weight_stream.cuh).
+    """The cut of a GEMM (csrc/include/dllm/weight_stream.cuh, linear_end.cuh).
 
     Attributes:
         tile: warps of a block along the outputs and along the rows, how many times 16 outputs and 8 rows each has, and how
             many times 32 columns of K a stage holds.
         slices: blocks among which K is split.
         stages: depth of the ring of weights.
+        input_stages: depth of the ring of input.
     """
 
     tile: tuple[int, int, int, int, int]
     slices: int
     stages: int
+    input_stages: int = INPUT_STAGES
+
+    @property
+    def warpgroup(self) -> bool:
+        """Whether it is a cut of linear_warpgroup.cu, for blocks and stages without padding, on Hopper."""
+        return self.tile in WARPGROUP_TILES
 
     @property
     def outputs(self) -> int:
@@ -69,14 +81,20 @@ class StreamConfig:
     @property
     def input_bytes(self) -> int:
         """Shared memory of the stages of input."""
-        return 2 * self.depth * self.rows * INPUT_STAGES
+        return 2 * self.depth * self.rows * self.input_stages
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block, with a residual (Layout in csrc/kernels/linear.cu)."""
+        """Shared memory of a block, with a residual (Layout in csrc/kernels/linear.cu, LinearCut in linear_end.cuh)."""
+        ring = self.stages * self.stage_bytes + self.input_bytes
+        if self.warpgroup:
+            own_rows = self.rows // self.slices
+            before = (
+                WARPGROUP_BARRIER_BYTES + 16 * self.outputs + 8 * (own_rows + self.rows) + 2 * own_rows * (self.outputs + 8)
+            )
+            return -(-before // 1024) * 1024 + max(ring, 4 * self.rows * self.outputs)
         own_rows = -(-self.rows // 8 // self.slices) * 8
         before = BARRIER_BYTES + 16 * self.outputs + 2 * own_rows * self.outputs
-        ring = self.stages * self.stage_bytes + self.input_bytes
         return -(-before // 512) * 512 + max(ring, 4 * self.rows * (self.outputs + 4))
 
 
@@ -91,22 +109,31 @@ def block_bytes(of_multiprocessor: int) -> int:
     return max(SHARED_BYTES, of_multiprocessor // 2 - RESERVED_BYTES)
 
 
-def candidates(rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES):
-    """Every cut that fits the shape, each with as deep a ring as `shared_bytes` of a block allow."""
-    for tile in TILES:
-        config = StreamConfig(tile, 1, 2)
-        if config.rows > 64 >= rows:
+def candidates(rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False):
+    """Every cut that fits the shape, each with as deep a ring as `shared_bytes` of a block allow; those of warpgroups where
+    the card has them and the shape fills their blocks."""
+    whole = [tile for tile in WARPGROUP_TILES if outputs % (16 * tile[2]) == width % (32 * tile[4]) == 0]
+    by_warpgroups = bool(warpgroups and whole)
+    for tile in whole if by_warpgroups else TILES:
+        one = StreamConfig(tile, 1, 2)
+        if one.rows > 64 >= rows or outputs < one.outputs > 64:
             continue
-        if outputs < config.outputs > 64:
-            continue
-        for slices in range(1, min(MOST_SLICES, -(-width // config.depth)) + 1):
-            rings = (StreamConfig(tile, slices, stages) for stages in range(MOST_STAGES, 1, -1))
-            config = next((config for config in rings if config.shared_bytes <= shared_bytes), None)
-            if config:
-                yield config
+        slices = range(1, MOST_SLICES + 1)
+        if by_warpgroups:
+            slices = (1, 2, 4, 8) if one.outputs >= 128 else (1, 2, 4)
+        for count in slices:
+            if count > -(-width // one.depth):
+                continue
+            for input_stages in WARPGROUP_INPUT_STAGES if by_warpgroups else (INPUT_STAGES,):
+                rings = (StreamConfig(tile, count, stages, input_stages) for stages in range(MOST_STAGES, 1, -1))
+                config = next((config for config in rings if config.shared_bytes <= shared_bytes), None)
+                if config:
+                    yield config
 
 
-def derived(multiprocessors: int, rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES) -> StreamConfig:
+def derived(
+    multiprocessors: int, rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False
+) -> StreamConfig:
     """The cut of least cost in bytes that the busiest SM moves: weights, input, and float32 sums given to and taken from
     the other slices."""
 
@@ -117,7 +144,7 @@ def derived(multiprocessors: int, rows: int, outputs: int, width: int, shared_by
         exchanged = 8 * config.rows * config.outputs if config.slices > 1 else 0
         return waves * (moved + exchanged)
 
-    return min(candidates(rows, outputs, width, shared_bytes), key=cost)
+    return min(candidates(rows, outputs, width, shared_bytes, warpgroups), key=cost)
 
 
 @functools.cache
@@ -125,7 +152,9 @@ def _table() -> dict[tuple[int, int, int, int], StreamConfig]:
     """The cut by SMs, row tiles, outputs and width."""
     keys = ("multiprocessors", "row_tiles", "outputs", "width")
     return {
-        tuple(entry[key] for key in keys): StreamConfig(tuple(entry["tile"]), entry["slices"], entry["stages"])
+        tuple(entry[key] for key in keys): StreamConfig(
+            tuple(entry["tile"]), entry["slices"], entry["stages"], entry["input_stages"]
+        )
         for entry in json.loads(TABLE.read_text())["entries"]
     }
 
@@ -140,13 +169,15 @@ def _layers() -> dict[tuple[int, int, int], bool]:
     }
 
 
-def choose(multiprocessors: int, rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES) -> StreamConfig:
+def choose(
+    multiprocessors: int, rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False
+) -> StreamConfig:
     """The cut for a GEMM of `rows` x `width` by `outputs` x `width`, in blocks of at most `shared_bytes`: the table's where
     the shape was timed, in whole tiles of 64 rows, on a card with as many SMs, otherwise the derived one."""
     timed = _table().get((multiprocessors, -(-rows // 64), outputs, width))
-    if timed and timed.shared_bytes <= shared_bytes:
+    if timed and timed.shared_bytes <= shared_bytes and (warpgroups or not timed.warpgroup):
         return timed
-    return derived(multiprocessors, rows, outputs, width, shared_bytes)
+    return derived(multiprocessors, rows, outputs, width, shared_bytes, warpgroups)
 
 
 def wins(multiprocessors: int, rows: int, outputs: int, width: int) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels.device import multiprocessors, shared_memory
+from dllm_kernels.device import has_warpgroups, multiprocessors, shared_memory
 from dllm_kernels.extension import cuda_obstacle, load
 from dllm_kernels.kernels.stream import MOST_ROWS, MOST_VALUES, MOST_WIDTH, StreamConfig, block_bytes, choose, tiles, wins
 from dllm_kernels.ops.dispatch import implementation, select
@@ -42,13 +42,16 @@ def cut_for(
     wanted = backend == "cuda" or (backend == "auto" and wins(multiprocessors(device), rows, outputs, width))
     if not wanted or obstacle(outputs, width, dtype, device) is not None:
         return None
-    return choose(multiprocessors(device), rows, outputs, width, block_bytes(shared_memory(device)))
+    limit, warpgroups = block_bytes(shared_memory(device)), has_warpgroups(device)
+    return choose(multiprocessors(device), rows, outputs, width, limit, warpgroups)
 
 
 def workspace_elements(packed: PackedWeight, rows: int) -> int:
     """float32 values that a call of `rows` rows needs as workspace."""
     config = packed.config
-    return tiles(config, rows, packed.outputs) * config.rows * config.outputs * config.slices if config.slices > 1 else 0
+    if config.slices == 1 or config.warpgroup:
+        return 0
+    return tiles(config, rows, packed.outputs) * config.rows * config.outputs * config.slices
 
 
 def empty_workspace(elements: int, device: torch.device) -> Tensor:
@@ -137,7 +140,7 @@ def launch(
 ) -> None:
     """Queues the CUDA kernel, which writes y and, where they are there, scaled and left; nothing is checked."""
     rows, width, outputs = x.shape[:-1].numel(), x.shape[-1], y.shape[-1]
-    warps_n, warps_m, sixteens, tiles, deep, slices, ring_stages = config
+    warps_n, warps_m, sixteens, tiles, deep, slices, ring_stages, input_stages = config
     with torch.cuda.device(x.device):
         load().linear(
             weight=weight.data_ptr(),
@@ -165,6 +168,7 @@ def launch(
             deep=deep,
             slices=slices,
             ring_stages=ring_stages,
+            input_stages=input_stages,
             gelu=gelu,
             stream=torch.cuda.current_stream(x.device).cuda_stream,
         )
@@ -200,7 +204,7 @@ def _torch(
         mean = (means * counts).sum(-1, keepdim=True) / width
         variance = (squares + counts * (means - mean).square()).sum(-1, keepdim=True) / width
         mean, variance = (t.view(*x.shape[:-1], 1) for t in (mean, variance))
-    whole = unpack_data(weight, tuple(config[:5]))[:outputs, :width]
+    whole = unpack_data(weight, StreamConfig(tuple(config[:5]), *config[5:]))[:outputs, :width]
     wide = None if residual is None else residual.float()
     y = reference(x.float(), whole, bias, column_sums, mean, variance, gate, wide, gelu).to(x.dtype)
     scaled = x.new_empty(0) if next_scale is None else (y * (1 + next_scale)).to(x.dtype)
@@ -308,7 +312,7 @@ def stream_linear(
         workspace,
         packed.outputs,
         chunk,
-        [*c.tile, c.slices, c.stages],
+        [*c.tile, c.slices, c.stages, c.input_stages],
         gelu,
         with_statistics,
     )

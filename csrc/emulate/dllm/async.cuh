@@ -16,10 +16,8 @@ struct alignas(64) TensorMap {
     uint64_t mark;
     const void* matrix;
     int64_t rows, columns;
-    uint32_t box_rows;
+    uint32_t box_rows, box_columns;
 };
-
-constexpr uint32_t kBoxColumns = 32;
 
 namespace emulate {
 

@@ -42,14 +42,16 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t
 }
 
 // Refuses what the driver refuses (CUDA Driver API, cuTensorMapEncodeTiled).
-inline TensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows) {
+inline TensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
+                            uint32_t box_columns = 32) {
     const bool aligned = reinterpret_cast<uint64_t>(matrix) % 16 == 0 && columns % 8 == 0;
     const auto fits = [](uint64_t size, uint32_t box) { return size > 0 && size >> 32 == 0 && box > 0 && box <= 256; };
-    if (!matrix || !aligned || !fits(rows, box_rows) || !fits(columns, kBoxColumns)) {
+    if (!matrix || !aligned || !fits(rows, box_rows) || !fits(columns, box_columns)) {
         throw std::runtime_error("the driver made no tensor map of a matrix of " + std::to_string(rows) + " x " +
                                  std::to_string(columns) + " values");
     }
-    return {emulate::kMapMark, matrix, static_cast<int64_t>(rows), static_cast<int64_t>(columns), box_rows};
+    return {emulate::kMapMark, matrix, static_cast<int64_t>(rows), static_cast<int64_t>(columns), box_rows,
+            box_columns};
 }
 
 }  // namespace dllm

@@ -18,7 +18,7 @@ struct Fragments {
 void mma(Fragments fragments, Where where);
 uint4 load_tiles(const void* row, Where where);
 uint64_t operand(const void* shared, uint32_t step, Where where);
-uint64_t operand_in_box(const void* shared, Where where);
+uint64_t operand_in_box(const void* shared, uint32_t columns, Where where);
 void warpgroup_mma(float* c, uint32_t tiles, uint64_t a, uint64_t b, Where where);
 void warpgroup_begin(Where where);
 void warpgroup_commit(Where where);
@@ -41,13 +41,15 @@ inline uint64_t operand(const void* shared, uint32_t step, emulate::Where where 
     return emulate::operand(shared, step, where);
 }
 
-inline uint64_t operand_in_box(const void* shared, emulate::Where where = emulate::Where::current()) {
-    return emulate::operand_in_box(shared, where);
+template <int kColumns>
+uint64_t operand_in_box(const void* shared, emulate::Where where = emulate::Where::current()) {
+    static_assert(kColumns == 32 || kColumns == 64);
+    return emulate::operand_in_box(shared, kColumns, where);
 }
 
 template <int kTiles>
 void warpgroup_mma(float (&c)[kTiles][4], uint64_t a, uint64_t b, emulate::Where where = emulate::Where::current()) {
-    static_assert(kTiles == 4 || kTiles == 8);
+    static_assert(kTiles == 4 || kTiles == 8 || kTiles == 12 || kTiles == 16 || kTiles == 20);
     emulate::warpgroup_mma(c[0], kTiles, a, b, where);
 }
 

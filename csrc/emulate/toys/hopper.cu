@@ -38,7 +38,7 @@ __device__ void bring(const ToyHopper& p, const TensorMap* map) {
 }
 
 __device__ uint64_t x_operand() { return operand(shared_memory() + kX, kXBytes / 2); }
-__device__ uint64_t y_operand(uint32_t half) { return operand_in_box(shared_memory() + kY + half * 32); }
+__device__ uint64_t y_operand(uint32_t half) { return operand_in_box<32>(shared_memory() + kY + half * 32); }
 
 // output [number][64, 8 kTiles]
 template <int kTiles>
@@ -139,7 +139,7 @@ __device__ void breaks_a_rule_of_products(const ToyHopper& p) {
             operand(shared_memory() + kX, 1040);
             break;
         case 111:
-            operand_in_box(shared_memory() + kY + 16);
+            operand_in_box<32>(shared_memory() + kY + 16);
             break;
         case 112:  // its last columns are past the end
             warpgroup_begin();

@@ -22,7 +22,7 @@ struct ToyPrimitive {
 
 namespace {
 
-constexpr uint32_t kAll = 0xFFFFFFFFu, kBoxRows = 8;
+constexpr uint32_t kAll = 0xFFFFFFFFu, kBoxRows = 8, kBoxColumns = 32;
 
 // output [16, 8] += a [16, 16] b [8, 16]^T, one after the other in `input`.
 __device__ void product(const bf16* a, float* output) {

@@ -73,9 +73,10 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Copies the map's box whose first element is (row, column) by one thread: rows of 64 bytes without gaps, zeros outside
-// of the matrix. Of row r the piece p of 16 bytes lies at p ^ (r / 2 % 4), so that eight rows of the same piece lie in
-// different banks ("64-byte swizzle"). `shared` is a multiple of 512; the whole box counts as its bytes on `barrier`.
+// Copies the map's box whose first element is (row, column) by one thread: rows of 64 or 128 bytes without gaps, zeros
+// outside of the matrix. Of row r the piece p of 16 bytes lies at p ^ (r / 2 % 4), or at p ^ (r % 8) in rows of 128
+// bytes, so that eight rows of the same piece lie in different banks ("64-byte swizzle", "128-byte swizzle"). `shared`
+// is a multiple of eight rows; the whole box counts as its bytes on `barrier`.
 __device__ __forceinline__ void tensor_copy(void* shared, const TensorMap* map, int32_t row, int32_t column,
                                             Barrier* barrier) {
     asm volatile(

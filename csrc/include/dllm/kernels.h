@@ -70,11 +70,15 @@ struct Linear {
     float* output_statistics;
     float* workspace;
     uint32_t rows, outputs, width, chunks, chunk, residual_rows;
-    uint32_t warps_n, warps_m, sixteens, tiles, deep, slices, ring_stages;
+    uint32_t warps_n, warps_m, sixteens, tiles, deep, slices, ring_stages, input_stages;
     bool gelu;
 };
 
 void linear(const Linear& call, cudaStream_t stream);
+
+// The same with one warp along the outputs and four along 64 rows, on Hopper; outputs and width fill blocks and stages,
+// and of a block's 16 outputs the packing has the order of ops/packing.py. `linear` calls it.
+void linear_warpgroup(const Linear& call, cudaStream_t stream);
 
 // The lm_head; meaning: dllm_kernels/ops/lm_head.py. weight is packed for a block's outputs (ops/packing.py),
 // hidden [rows, width] is bfloat16, row r is token r % length of sample r / length; the vocabulary is cut into `parts`,

@@ -65,12 +65,10 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
-// Columns of a box of tensor_copy.
-constexpr uint32_t kBoxColumns = 32;
-
 // A bfloat16 matrix [rows, columns] without gaps between its rows, a multiple of 16 bytes each, for tensor_copy of
-// boxes [box_rows, kBoxColumns].
-inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows) {
+// boxes [box_rows, box_columns]; box_columns is 32 or 64.
+inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
+                              uint32_t box_columns = 32) {
     static const auto encode = [] {
         void* function = nullptr;
         cudaDriverEntryPointQueryResult found;
@@ -80,9 +78,10 @@ inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t column
     }();
     CUtensorMap map;
     const uint64_t shape[2] = {columns, rows}, stride[1] = {columns * 2};
-    const uint32_t box[2] = {kBoxColumns, box_rows}, step[2] = {1, 1};
+    const uint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
     if (!encode || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), shape, stride, box,
-                          step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
+                          step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                          box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
                           CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
         throw std::runtime_error("the driver made no tensor map of a matrix of " + std::to_string(rows) + " x " +
                                  std::to_string(columns) + " values");

@@ -37,6 +37,23 @@ __device__ __forceinline__ float2 merge_statistics(const float2* chunks, float2 
     return {mean, rsqrtf(sum_over<kLanes>(squares) / static_cast<float>(width) + kEpsilon)};
 }
 
+// The same by one thread.
+__device__ __forceinline__ float2 merge_chunks(const float2* chunks, uint32_t count, uint32_t chunk, uint32_t width) {
+    const auto columns = [&](uint32_t i) { return static_cast<float>(min(chunk, width - i * chunk)); };
+    float mean = 0, squares = 0;
+#pragma unroll 8
+    for (uint32_t i = 0; i < count; ++i) {
+        mean += chunks[i].x * columns(i);
+    }
+    mean /= static_cast<float>(width);
+#pragma unroll 8
+    for (uint32_t i = 0; i < count; ++i) {
+        const float2 one = chunks[i];
+        squares += one.y + (one.x - mean) * (one.x - mean) * columns(i);
+    }
+    return {mean, rsqrtf(squares / static_cast<float>(width) + kEpsilon)};
+}
+
 // x Phi(x), with erfc by Abramowitz and Stegun 7.1.26, whose error of 1.5e-7 is far below bfloat16's rounding.
 __device__ __forceinline__ float gelu(float x) {
     const float t = __fdividef(1.0f, 1.0f + 0.23164189f * fabsf(x));

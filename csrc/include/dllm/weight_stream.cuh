@@ -169,7 +169,7 @@ class WeightStream {
         for (int part = 0; part < Tile::kDeep; ++part) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const uint64_t b = operand_in_box(input + part * (Tile::kRows * 64) +
+                const uint64_t b = operand_in_box<32>(input + part * (Tile::kRows * 64) +
                                                   Tile::warp_m() * (Tile::kTiles * 512) + half * 32);
 #pragma unroll
                 for (int i = 0; i < Tile::kSixteens; ++i) {
