@@ -67,8 +67,8 @@ void linear(uintptr_t weight, uintptr_t input, uintptr_t bias, uintptr_t column_
             uintptr_t gate, uintptr_t residual, uintptr_t next_scale, uintptr_t output, uintptr_t scaled_output,
             uintptr_t output_statistics, uintptr_t workspace, uint32_t rows, uint32_t outputs, uint32_t width,
             uint32_t chunks, uint32_t chunk, uint32_t residual_rows, uint32_t warps_n, uint32_t warps_m,
-            uint32_t sixteens, uint32_t tiles, uint32_t deep, uint32_t slices, uint32_t ring_stages, uint32_t input_stages,
-            bool gelu, uintptr_t stream) {
+            uint32_t sixteens, uint32_t tiles, uint32_t deep, uint32_t slices, uint32_t ring_stages,
+            uint32_t input_stages, bool gelu, uintptr_t stream) {
     const dllm::Linear call{
         .weight = pointer<const void>(weight),
         .input = pointer<const void>(input),

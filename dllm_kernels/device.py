@@ -125,8 +125,3 @@ def shared_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return 228 * 1024
     return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
-
-
-def has_warpgroups(device: torch.device) -> bool:
-    """Whether four warps of a CUDA device multiply at once (wgmma), as Hopper's do; as an H200 elsewhere."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9

@@ -45,6 +45,17 @@ def cuda_obstacle(device: torch.device) -> str | None:
     return f"the CUDA kernels were compiled for {', '.join(built)}, and this card is sm_{capability[0]}{capability[1]}"
 
 
+def has_warpgroups(device: torch.device) -> bool:
+    """Whether kernels can run in which four warps multiply at once (wgmma): on Hopper, with code for it. Elsewhere than on a
+    card as there."""
+    if device.type != "cuda":
+        return True
+    try:
+        return torch.cuda.get_device_capability(device) == (9, 0) and "sm_90a" in architectures()
+    except RuntimeError:
+        return False
+
+
 def serves(architecture: str, capability: tuple[int, int]) -> bool:
     """Whether code for `architecture` ("sm_90a", "sm_80") runs on a card of `capability` (major, minor).
 

@@ -51,6 +51,11 @@ class Kernel:
         memory = [f"{field}:{self.usage[field]}" for field in ("STACK", "LOCAL") if self.usage[field]]
         return memory + spill_instructions(self.sass)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left of it: the source has it for other architectures only."""
+        return set(re.findall(r"/\*[0-9a-f]{4}\*/\s+(\w+)", self.sass)) <= {"LDC", "EXIT", "BRA", "NOP"}
+
     def count(self, instruction: str) -> int:
         """How many of one of INSTRUCTIONS its code has."""
         return len(re.findall(INSTRUCTIONS[instruction], self.sass))
@@ -69,7 +74,7 @@ class Kernel:
 
 
 def kernels(binary: Path) -> list[Kernel]:
-    """Every kernel in a cubin, an object file or an extension module."""
+    """Every kernel in a cubin, an object file or an extension module that is not empty."""
     usage, sass, architecture = {}, {}, ""
     for found in re.finditer(r"arch = (\S+)|Function (\S+):\s+(REG:.*)", cuobjdump("-res-usage", binary)):
         architecture = found[1] or architecture
@@ -83,7 +88,8 @@ def kernels(binary: Path) -> list[Kernel]:
             sass[architecture, name] = text
     if usage.keys() != sass.keys():
         raise RuntimeError(f"{binary}: cuobjdump lists other kernels in its resource usage than in its machine code")
-    return [Kernel(*key, usage[key], sass[key]) for key in sorted(usage)]
+    found = (Kernel(*key, usage[key], sass[key]) for key in sorted(usage))
+    return [kernel for kernel in found if not kernel.empty]
 
 
 def built() -> list[Kernel]:

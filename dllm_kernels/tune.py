@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dllm_kernels.bad_input import user_input
 from dllm_kernels.config import PRESETS, LDLMConfig
-from dllm_kernels.device import has_warpgroups, multiprocessors, shared_memory
-from dllm_kernels.extension import cuda_obstacle
+from dllm_kernels.device import multiprocessors, shared_memory
+from dllm_kernels.extension import cuda_obstacle, has_warpgroups
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import SHARED_BYTES, StreamConfig, block_bytes, candidates, tiles
 from dllm_kernels.ops.packing import PackedWeight
@@ -27,7 +27,7 @@ from dllm_kernels.ops.stream_linear import empty_workspace, launch, workspace_el
 from dllm_kernels.report import notes
 from dllm_kernels.tune_layer import COLD_BYTES, MOST_LAUNCHES, LayerChain, graph_time, layer_shapes, random_bf16, refine
 
-_OPTIONS = 12
+_OPTIONS = 48
 Launch = Callable[[Tensor, int, Tensor], None]
 """Takes an input [rows, width] and a weight's number, and writes the output [rows, outputs]."""
 Timings = list[tuple[StreamConfig | None, float]]
@@ -67,14 +67,16 @@ def tune_shape(
 def busy_cuts(
     rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False
 ) -> Iterator[StreamConfig]:
-    """The cuts without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; by
-    warpgroups, which have many rings of input, also those that give every other SM a block, but not half of the ring."""
+    """The cuts without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; or, by
+    warpgroups, that give every other SM a block, with rings as deep as two and as three blocks of an SM allow, and one less."""
     least = 0.45 if warpgroups else 0.7
-    for config in candidates(rows, outputs, width, shared_bytes, warpgroups):
+    limits = (shared_bytes, shared_bytes * 2 // 3) if warpgroups else (shared_bytes,)
+    found = [config for limit in limits for config in candidates(rows, outputs, width, limit, warpgroups)]
+    for config in found:
         blocks = tiles(config, rows, outputs) * config.slices
         if least * multiprocessors <= blocks <= 3.1 * multiprocessors and outputs % config.outputs == width % config.depth == 0:
-            fewer = [config.stages - 1] if config.warpgroup else [config.stages - 1, config.stages // 2]
-            for stages in sorted({config.stages, *(max(2, stages) for stages in fewer)}):
+            fewer = {max(2, config.stages - 1)} if warpgroups else {max(2, config.stages - 1), max(2, config.stages // 2)}
+            for stages in sorted({config.stages} | fewer):
                 yield replace(config, stages=stages)
 
 
@@ -137,7 +139,7 @@ def tune(
     source = {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
     timings: dict[tuple[int, int], Timings] = {}
     for outputs, width in shapes(config):
-        cuts = list(busy_cuts(rows, outputs, width, card, shared_bytes, warpgroups))
+        cuts = list(dict.fromkeys(busy_cuts(rows, outputs, width, card, shared_bytes, warpgroups)))
         if not cuts:
             typer.echo(f"{outputs} x {width}: too small or uneven for a cut that fills the card; left to the rule", err=True)
             continue

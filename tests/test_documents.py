@@ -8,6 +8,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-24-h200-streamed.json").read_text())
 LAYERS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-24-h200-layers.json").read_text())
 LARGE = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h100-large-batches.json").read_text())
+WARPGROUPS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h200-warpgroups.json").read_text())
+TABLE = json.loads((ROOT / "dllm_kernels" / "kernels" / "stream.json").read_text())
 RINGS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h100-rings.json").read_text())["rows"]
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
 
@@ -23,13 +25,13 @@ def test_the_tables_of_the_streamed_linear():
 
 
 def test_the_range_of_ratios():
-    ratios = {width: [] for width in (2048, 5120)}
-    for row in RESULTS["linear"]:
-        if row["row_tiles"] == 1:
-            ratios[min(row["outputs"], row["width"])].append(row["library_us"] / row["us"])
-    for name in ("README.md", "CONTRIBUTING.md"):
+    for name, rows in (("README.md", TABLE["entries"]), ("CONTRIBUTING.md", RESULTS["linear"])):
+        ratios = {width: [] for width in (2048, 5120)}
+        for row in rows:
+            if row["row_tiles"] == 1:
+                ratios[min(row["outputs"], row["width"])].append(row["library_us"] / row["us"])
         for found in ratios.values():
-            assert f"{min(found):.2f} to {max(found):.2f}" in (ROOT / name).read_text(), name
+            assert f"{min(found):.2f} to {max(found):.2f}" in " ".join((ROOT / name).read_text().split()), name
 
 
 def test_the_table_of_versions():
@@ -64,12 +66,56 @@ def test_the_times_of_a_layer():
     assert f"| stages | {' | '.join(leads)} |\n" in KERNELS and f"| us | {' | '.join(leads.values())} |\n" in KERNELS
 
 
-def test_the_table_of_layers_is_what_plans_read():
-    layers = json.loads((ROOT / "dllm_kernels" / "kernels" / "stream.json").read_text())["layers"]
-    assert layers
-    for row in layers:
+def test_the_tables_of_shapes_and_layers_are_what_plans_read():
+    assert len(TABLE["entries"]) == 10 and len(TABLE["layers"]) == 2
+    for row in TABLE["entries"]:
+        us, library_us = row["us"], row["library_us"]
+        rate = 2 * row["outputs"] * row["width"] / us / 1e3
+        times = f"{library_us:.2f} | {us:.2f} | {rate:,.0f} | {library_us / us:.2f} |"
+        assert f"| {row['outputs']} x {row['width']} | {times}\n" in KERNELS
+    for row in TABLE["layers"]:
         numbers = f"{row['dim']} | {64 * row['row_tiles']} | {row['library_us']:.2f} | {row['us']:.2f}"
         assert f"| {numbers} |\n" in KERNELS
+
+
+def test_where_the_blocks_of_a_layer_are():
+    whole = " ".join(KERNELS.split())
+    for when in ("before", "now"):
+        assert f"{WARPGROUPS[when]['us']:.2f} us" in whole
+        for kernel, found in WARPGROUPS[when]["timeline"].items():
+            stages = ("predecessors complete", "first input", "products", "exchange", "rows written")
+            times = " | ".join(f"{found[stage][1]:.2f}" for stage in stages)
+            assert f"| {kernel} | {found['blocks']} | {times} | {found['end'][2]:.2f} |\n" in KERNELS
+    cycles = [found["cycles"] for found in WARPGROUPS["before"]["timeline"].values() if "cycles" in found]
+    assert f"{min(c[1] for c in cycles):,} to {max(c[1] for c in cycles):,} cycles" in whole
+    early = {row["early"]: row["us"][0] for row in WARPGROUPS["trigger_and_turn_us"]["2048"] if row["turn"] == 0}
+    assert f"took {early[0]:.2f}, {early[1]:.2f}, {early[2]:.2f}, {early[3]:.2f} and {early[4]:.2f} us" in whole
+
+
+def test_the_exchange_of_sums_between_sms():
+    cycles = {(row["bytes"], row["cluster"], row["how"]): row["cycles"] for row in WARPGROUPS["exchange"]}
+    ways = ("pull", "bulk whole", "st.async", "push st")
+    for size, cluster in ((16384, 2), (16384, 4), (16384, 8), (32768, 2), (32768, 4), (32768, 8)):
+        times = " | ".join(f"{cycles[size, cluster, way]:,}" for way in ways)
+        assert f"| {size // 1024} KB | {cluster} | {times} |\n" in KERNELS
+
+
+def test_what_became_of_multicast():
+    def cycles(kind: str, blocks: int, turn: int) -> int:
+        wanted = {"blocks_of_a_multicast": blocks, "copies": "tensor 64B", "weights_beside": True, "ring": 4, "turn": turn}
+        return next(row["cycles"] for row in WARPGROUPS["feeding"][kind] if wanted.items() <= row.items())
+
+    whole, parts = " ".join(KERNELS.split()), WARPGROUPS["up_without_us"]
+    alone, shared, turned = cycles("without", 1, 0), cycles("without", 4, 0), cycles("without", 4, 1)
+    four, one = "four blocks share it", "one block reads its input"
+    for sentence in (
+        f"takes {alone} cycles alone and {shared} where four blocks share the input ({turned} if",
+        f"with it a stage took {cycles('arrivals at peers with .release.cluster', 1, 0):,} cycles",
+        f"it lost: {WARPGROUPS['multicast_us'][0]['us']:.2f} us a layer",
+        f"took {parts['all'][four]:.2f} us, {parts['nomma'][four]:.2f} without products",
+        f"own input took {parts['all'][one]:.2f} and {parts['nomma'][one]:.2f}",
+    ):
+        assert sentence in whole, sentence
 
 
 def test_the_table_of_attention():

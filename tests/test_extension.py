@@ -50,6 +50,27 @@ def built() -> dict[tuple[str, str], tuple[dict[str, int], str]]:
     return functions(Path(extension.load().__file__))
 
 
+@pytest.mark.parametrize(
+    ("capability", "built", "expected"),
+    [
+        ((9, 0), ("sm_90a", "sm_120a"), True),
+        ((9, 0), ("sm_90",), False),
+        ((12, 0), ("sm_90a", "sm_120a"), False),
+        ((9, 0), None, False),
+    ],
+)
+def test_where_warpgroups_can_run(monkeypatch, capability, built, expected):
+    def architectures():
+        if built is None:
+            raise RuntimeError("absent")
+        return built
+
+    monkeypatch.setattr(extension, "architectures", architectures)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert extension.has_warpgroups(torch.device("cuda", 0)) == expected
+    assert extension.has_warpgroups(torch.device("cpu"))
+
+
 @needs_module
 def test_the_module_has_code_for_both_targets(built):
     assert extension.architectures() == ("sm_90a", "sm_120a")

@@ -28,6 +28,24 @@ def test_defects_are_named():
     assert kernel.count("LDS.128") == 1 and kernel.count("HMMA") == 0
 
 
+def test_a_kernel_for_other_architectures_is_empty():
+    rest = "/*0000*/ LDC R1, c[0x0][0x37c] ; /* 0x0000df00ff017b82 */\n/*0010*/ EXIT ;\n/*0020*/ BRA 0x20;\n/*0030*/ NOP;"
+    assert Kernel("sm_120a", LINEAR, {}, rest).empty
+    assert not Kernel("sm_120a", LINEAR, {}, rest + "\n/*0040*/ STG.E [R2.64], R4 ;").empty
+
+
+@needs_module
+def test_the_linear_by_warpgroups(built):
+    found = [kernel for kernel in built if kernel.title.startswith("linear_warpgroup<")]
+    assert len(found) == 14 and {kernel.architecture for kernel in found} == {"sm_90a"}
+    for kernel in found:
+        assert kernel.defects() == [], kernel.title
+        assert kernel.count("UBLKCP") >= 1 and kernel.count("UTMALDG") >= 1 and kernel.count("LDS.128") >= 6, kernel.title
+        assert kernel.count("HGMMA") >= 4 and kernel.count("HMMA") == 0, kernel.title
+        # Two blocks of eight warps on an SM.
+        assert 2 * 8 * -(-kernel.usage["REG"] * 32 // 256) * 256 <= 65_536, kernel.title
+
+
 @needs_module
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
 def test_streamed_kernels_have_the_instructions_meant(built, architecture):
@@ -50,8 +68,7 @@ def test_two_blocks_of_the_linear_fit_an_sm(built, architecture):
             warps_n, warps_m = map(int, re.findall(r"\d+", kernel.title)[:2])
             # Registers are given out in lots of 256 a warp (CUDA C++ Programming Guide, Compute Capabilities).
             warps, of_a_warp = warps_n * warps_m, -(-kernel.usage["REG"] * 32 // 256) * 256
-            # By warpgroups they need few.
-            assert (2 if warps <= 8 or architecture == "sm_90a" else 1) * warps * of_a_warp <= 65_536, kernel.title
+            assert (2 if warps <= 8 else 1) * warps * of_a_warp <= 65_536, kernel.title
 
 
 @needs_module

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dllm_kernels import extension
-from dllm_kernels.device import has_warpgroups
+from dllm_kernels.extension import has_warpgroups
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import (
     SHARED_BYTES,

@@ -8,7 +8,7 @@ import torch
 from dllm_kernels import LDLM, LDLMConfig
 from dllm_kernels import tune as module
 from dllm_kernels.config import open_dllm_config
-from dllm_kernels.device import has_warpgroups
+from dllm_kernels.extension import has_warpgroups
 from dllm_kernels.fold import Numerics
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import StreamConfig

@@ -1,10 +1,10 @@
 // The folded linear layer for few rows (definition: dllm_kernels/ops/stream_linear.py), on every card and for every
 // shape; linear_warpgroup.cu is faster where it can run. Weights stream once (weight_stream.cuh).
 //
-// K is split among `slices` neighbouring blocks. Each hands its sums over through global memory, and adds up those of the
-// row tiles that it owns in the order of the slices: no atomics, so equal calls give equal bits, and a row's result does
-// not depend on the rows beside it. What follows the products runs once a block, on few warps: it is written for few
-// instructions.
+// K is split among `slices` neighbouring blocks. Each hands its sums over through global memory, and adds up those of
+// the row tiles that it owns in the order of the slices: no atomics, so equal calls give equal bits, and a row's result
+// does not depend on the rows beside it. What follows the products runs once a block, on few warps: it is written for
+// few instructions.
 
 #include <cstdint>
 #include <stdexcept>
@@ -66,9 +66,9 @@ __device__ __forceinline__ void take(float4* place, uint32_t stride, uint32_t sl
     }
 }
 
-// Blocks of an SM: two, but one where half of the registers are too few for what each warp multiplies for itself.
+// Blocks of an SM: two, but one where half of the registers are too few.
 template <typename Tile>
-constexpr int kBlocks = Tile::kWarpgroup || Tile::kWarps <= 8 ? 2 : 1;
+constexpr int kBlocks = Tile::kWarps <= 8 ? 2 : 1;
 
 template <typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)

@@ -1,5 +1,5 @@
 // The folded linear layer for few rows where four warps multiply at once and blocks read each other's shared memory
-// (definition: dllm_kernels/ops/stream_linear.py). linear.cu serves the cards that have neither.
+// (definition: dllm_kernels/ops/stream_linear.py). linear.cu serves the other cards and shapes that fill no blocks.
 //
 // 64 rows of the input are the product's rows, the block's outputs its columns. Warps have roles: four multiply, one
 // fills the ring of weights, one that of the input, two fetch what the end needs. K is split among the blocks of a
@@ -20,7 +20,8 @@ namespace {
 // The next kernel may begin when all but so many stages of weights are asked for: it takes that long to begin.
 constexpr uint32_t kEarly = 2;
 
-// The ring of weights. Weights depend on no other kernel, so the first stages are under way before anything is waited for.
+// The ring of weights. Weights depend on no other kernel, so the first stages are under way before anything is waited
+// for.
 template <typename Cut>
 struct Weights {
     const char* source;

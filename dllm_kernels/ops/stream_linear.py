@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels.device import has_warpgroups, multiprocessors, shared_memory
-from dllm_kernels.extension import cuda_obstacle, load
+from dllm_kernels.device import multiprocessors, shared_memory
+from dllm_kernels.extension import cuda_obstacle, has_warpgroups, load
 from dllm_kernels.kernels.stream import MOST_ROWS, MOST_VALUES, MOST_WIDTH, StreamConfig, block_bytes, choose, tiles, wins
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.linear import EPS

@@ -50,8 +50,8 @@ inline TensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns,
         throw std::runtime_error("the driver made no tensor map of a matrix of " + std::to_string(rows) + " x " +
                                  std::to_string(columns) + " values");
     }
-    return {emulate::kMapMark, matrix, static_cast<int64_t>(rows), static_cast<int64_t>(columns), box_rows,
-            box_columns};
+    return {emulate::kMapMark, matrix,     static_cast<int64_t>(rows), static_cast<int64_t>(columns),
+            box_rows,          box_columns};
 }
 
 }  // namespace dllm

@@ -40,8 +40,9 @@ struct Rings {
     }
 };
 
-// kOutputs outputs a block, K in kSlices slices. Shared memory: barriers, the block's part of four vectors, (mean, factor) of the own
-// rows, statistics on their way, the own rows of the residual, both rings; later in the rings' place the sums.
+// kOutputs outputs a block, K in kSlices slices. Shared memory: barriers, the block's part of four vectors, (mean,
+// factor) of the own rows, statistics on their way, the own rows of the residual, both rings; later in the rings' place
+// the sums.
 template <int kOutputs_, int kSlices_>
 struct LinearCut {
     static constexpr int kOutputs = kOutputs_, kSlices = kSlices_;
@@ -115,9 +116,9 @@ class LinearEnd {
         }
         if (call_.column_sums && end_thread() < place_.own_rows) {
             const size_t token = place_.first_row + end_thread();
-            statistics_[end_thread()] = merge_chunks(
-                reinterpret_cast<const float2*>(call_.statistics) + token * call_.chunks, call_.chunks, call_.chunk,
-                call_.width);
+            statistics_[end_thread()] =
+                merge_chunks(reinterpret_cast<const float2*>(call_.statistics) + token * call_.chunks, call_.chunks,
+                             call_.chunk, call_.width);
         }
         copies_wait<0>();
     }
@@ -161,9 +162,8 @@ class LinearEnd {
     __device__ __forceinline__ void finish() {
         if (call_.column_sums) {
             const float2 mean_and_factor = statistics_[row()];
-            with(kColumnSums, [&](float& value, float sum) {
-                value = mean_and_factor.y * (value - mean_and_factor.x * sum);
-            });
+            with(kColumnSums,
+                 [&](float& value, float sum) { value = mean_and_factor.y * (value - mean_and_factor.x * sum); });
         }
         if (call_.gate) with(kGate, [](float& value, float gate) { value *= gate; });
         with(kBias, [](float& value, float bias) { value += bias; });
@@ -179,7 +179,7 @@ class LinearEnd {
         const auto write = [&](void* matrix) {
             const size_t here = (place_.first_row + row()) * static_cast<size_t>(call_.outputs) + first_output_;
             each([&](int i, uint32_t sixteen) {
-                float(&v)[4] = values_[i];
+                float (&v)[4] = values_[i];
                 const uint2 pairs{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])};
                 v[0] = low_bf16(pairs.x), v[1] = high_bf16(pairs.x);
                 v[2] = low_bf16(pairs.y), v[3] = high_bf16(pairs.y);
@@ -200,11 +200,14 @@ class LinearEnd {
     enum Vector { kBias, kColumnSums, kGate, kNextScale };
 
     static __device__ __forceinline__ uint32_t end_thread() { return threadIdx.x - kEndWarp * 32; }
-    // A warp has an octet of the own rows, of which kSlices warps share the sixteens; a lane has a row and four outputs.
+    // A warp has an octet of the own rows, of which kSlices warps share the sixteens; a lane has a row and four
+    // outputs.
     static __device__ __forceinline__ uint32_t octet() { return threadIdx.x / 32 / Cut::kSlices; }
     static __device__ __forceinline__ uint32_t share() { return threadIdx.x / 32 % Cut::kSlices; }
     static __device__ __forceinline__ uint32_t row() { return octet() * 8 + threadIdx.x % 32 / 4; }
-    static __device__ __forceinline__ uint32_t output_of(uint32_t sixteen) { return sixteen * 16 + threadIdx.x % 4 * 4; }
+    static __device__ __forceinline__ uint32_t output_of(uint32_t sixteen) {
+        return sixteen * 16 + threadIdx.x % 4 * 4;
+    }
     static __device__ __forceinline__ uint32_t sixteens_of(uint32_t share) {
         return (Cut::kSixteens - 1 - share) / Cut::kSlices + 1;
     }
@@ -223,8 +226,7 @@ class LinearEnd {
     template <typename Action>
     __device__ __forceinline__ void with(Vector vector, Action action) {
         each([&](int i, uint32_t sixteen) {
-            const float4 at =
-                *reinterpret_cast<const float4*>(vectors_ + vector * Cut::kOutputs + output_of(sixteen));
+            const float4 at = *reinterpret_cast<const float4*>(vectors_ + vector * Cut::kOutputs + output_of(sixteen));
             action(values_[i][0], at.x), action(values_[i][1], at.y);
             action(values_[i][2], at.z), action(values_[i][3], at.w);
         });

@@ -60,10 +60,11 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a,
     static_assert(kTiles == 4 || kTiles == 8 || kTiles == 12 || kTiles == 16 || kTiles == 20);
 #define DLLM_C(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
 #define DLLM_C4(n) DLLM_C(n), DLLM_C(n + 1), DLLM_C(n + 2), DLLM_C(n + 3)
-#define DLLM_PRODUCT(columns, places, a_and_b, ...)                                                              \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" places "}, " a_and_b ", 1, 1, 1, " \
-                 "0, 0;"                                                                                         \
-                 : __VA_ARGS__                                                                                   \
+#define DLLM_PRODUCT(columns, places, a_and_b, ...)                                                     \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" places "}, " a_and_b \
+                 ", 1, 1, 1, "                                                                          \
+                 "0, 0;"                                                                                \
+                 : __VA_ARGS__                                                                          \
                  : "l"(a), "l"(b))
 #define DLLM_PLACES_4 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define DLLM_PLACES_8 DLLM_PLACES_4 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"

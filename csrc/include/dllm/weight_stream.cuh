@@ -170,7 +170,7 @@ class WeightStream {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const uint64_t b = operand_in_box<32>(input + part * (Tile::kRows * 64) +
-                                                  Tile::warp_m() * (Tile::kTiles * 512) + half * 32);
+                                                      Tile::warp_m() * (Tile::kTiles * 512) + half * 32);
 #pragma unroll
                 for (int i = 0; i < Tile::kSixteens; ++i) {
                     const uint64_t a = operand(weights + (part * 4 + half * 2) * (Tile::kOutputs * 16) +
