@@ -20,6 +20,7 @@ from dllm_kernels.model.layers import CrossAttention, DecoderLayer, sdpa
 from dllm_kernels.model.perceiver import Perceiver
 from dllm_kernels.model.token_decoder import TokenDecoder
 from dllm_kernels.ops.attention import attention
+from dllm_kernels.ops.denoise_update import denoise_update
 from dllm_kernels.ops.linear import LinearConstants, linear
 from dllm_kernels.ops.lm_head import lm_head
 from dllm_kernels.ops.modulate import modulate
@@ -82,18 +83,23 @@ class Plan:
             del module
         del self.statistics, self._final_norm
         self._workspace = empty_workspace(self._workspace_elements, numerics.device)
+        zero, self._one = torch.zeros((), dtype=torch.int64, device=numerics.device), torch.ones((), device=numerics.device)
+        self._no_update = numerics.table(torch.tensor([[1.0, 0, 0, 0]])), 0, zero, zero
 
     # Running
 
     def first_input(self, latents: Tensor) -> Rows:
-        """Initial noise [B, T, d_z] -> the denoiser's input of step 0; denoise_update writes those of later steps into it."""
-        if self.config.self_conditioning:
-            x = self.numerics.activation(torch.cat((latents, torch.zeros_like(latents)), dim=-1))
-        else:
-            x = self.numerics.activation(latents + self.time_shift[0])
-        x = torch.cat([x] * self._copies) if self._copies > 1 else x
-        reads_statistics = self.project_in is None and self._streamed(self.denoiser_layers[0].first)
-        return Rows(x, statistics=self._statistics(x), chunk=x.shape[-1]) if reads_statistics else Rows(x)
+        """Initial noise [B, T, d_z] -> the denoiser's input of step 0; denoise_update writes those of later steps into it, and
+        this one by an update that changes nothing."""
+        width, rows = (1 + self.config.self_conditioning) * self.config.latent_dim, self._copies * len(latents)
+        x = latents.new_empty((rows, self.seq_len, width), dtype=self.numerics.activations)
+        reads = self.project_in is None and self._streamed(self.denoiser_layers[0].first)
+        left = latents.new_empty((rows * self.seq_len, 1, 2), dtype=torch.float32) if reads else None
+        shift = None if self.config.self_conditioning else self.time_shift[0]
+        nothing = x.new_zeros((rows, *latents.shape[1:])), torch.zeros_like(latents)
+        scale, backend = self._one if self._copies > 1 else None, self._options["backend"]
+        denoise_update(latents, *nothing, x, *self._no_update, shift, scale, statistics=left, backend=backend)
+        return Rows(x, statistics=left, chunk=width) if reads else Rows(x)
 
     def next_shift(self, step: int) -> Tensor | None:
         """What is added to the latents after `step` to make the next input, where that is all there is to it: [d] or None."""
@@ -207,9 +213,8 @@ class Plan:
             return Rows(linear(rows.x, c, gelu=gelu, residual=residual, **self._elsewhere))
         x, statistics, chunk = rows.x, None, 0
         if c.column_sums is not None:
-            statistics, chunk = rows.statistics, rows.chunk
-            if statistics is None:
-                statistics, chunk = self._statistics(x), x.shape[-1]
+            known = rows.statistics is not None
+            statistics, chunk = (rows.statistics, rows.chunk) if known else (self._statistics(x), x.shape[-1])
         if c.scale is not None:
             x = (x * (1 + c.scale)).to(x.dtype) if rows.scaled is None else rows.scaled
         streamed_next = then is not None and isinstance(then.weight, PackedWeight)

@@ -179,7 +179,9 @@ class TestDocument:
 
 class TestPlots:
     def test_data(self):
-        found = plots([table(), sweep((1, 2), float)])
+        result = table()
+        result.rows.append(timed(result.rows[-1].case, OURS_TRITON, 4.5, phases_ms={"noise": 1.0, "decode": 4.0}))
+        found = plots([result, sweep((1, 2), float)])
         assert set(found) == {"nvidia-h200-roofline", "nvidia-h200-batch", "nvidia-h200-phases"}
         assert found["nvidia-h200-roofline"]["series"]["open-dllm-35b-a3b: generation, N = 10"] == [[40.0, 80.0]]
         assert found["nvidia-h200-batch"]["series"] == {"tiny: FusedSampler": [[1, 64.0], [2, 128.0]]}

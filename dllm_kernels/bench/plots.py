@@ -62,7 +62,7 @@ def _phases(groups: list[Result]) -> dict[str, Any]:
     series = {}
     for result in groups:
         if result.group.startswith("table-"):
-            for row in result.rows:
+            for row in ours(result):
                 if row.phases_ms:
                     series[f"{row.case['preset']}, N = {row.case['steps']}"] = row.phases_ms
     return {"series": series}
