@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests import emulate
-from tests.test_linear_emulated import KERNEL, SEEDS, check, cut, problem, run, three_in_a_row
+from tests.test_linear_emulated import KERNEL, SEEDS, WARPGROUP, check, cut, problem, run, three_in_a_row
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
 
@@ -31,8 +31,7 @@ FILLING = "«barrier_wait(weights_full_ + slot_, parity_);»"
 INPUT_FILLING = "«barrier_wait(input_full_ + input_slot, stage_ / Tile::kInputStages % 2);»"
 LEAVING = "«__syncthreads();»\n            if (threadIdx.x == 0)"
 REFILLING = "if («threadIdx.x == 0») {\n                if (stage_"
-PEERS_READY, PEERS_DONE = "«cluster_arrive();\n        cluster_wait();»", "«cluster_arrive_relaxed();\n        cluster_wait();»"
-TAKEN, TAKEN_PEER = "«first + s < slices») {\n                        action", "«first + s < slices») action(parts[s]"
+MERGED = "\n    }\n    return {mean, rsqrtf(sum_over"
 STREAM_FAULTS = {
     # name: file, where, and what stands there instead
     "the filling of a slot not waited for": (STREAM, FILLING, ""),
@@ -104,7 +103,7 @@ FAULTS = STREAM_FAULTS | {
     "swapped columns of a": (STREAM, "a[i][1].z, «a[i][1].w», b", "a[i][0].w"),
     "swapped rows of b": (STREAM, "a[i][0].w, «b[n].x», b[n].y", "b[n].y"),
     "rows of b twice": (STREAM, "b[n].z, «b[n].w»", "b[n].y"),
-    "no __syncthreads after all sums": (KERNEL, "} else {\n        «__syncthreads();»", ""),
+    "no __syncthreads after all sums": (KERNEL, "}\n    «__syncthreads();»\n    for", ""),
     "the residual not waited for": (KERNEL, "«copies_wait<0>();»", ""),
     "the last rows left out": (KERNEL, "tiles = «(rows + 7) / 8»", "rows / 8"),
     "rows after the last": (KERNEL, "own_rows = «min(own_end * 8, rows)»", "own_end * 8"),
@@ -122,7 +121,7 @@ FAULTS = STREAM_FAULTS | {
     "a value not waited for": (KERNEL, "missing = true; «missing»;", "false"),
     "a value looked at in part": (KERNEL, "missing |= «!complete(value)»;", "__float_as_uint(value.x) == kEmpty"),
     "a value not cleared": (KERNEL, "«clear(at);»", ""),
-    "a slice after the last": (KERNEL, TAKEN, "first + s <= slices"),
+    "a slice after the last": (KERNEL, "if («first + s < slices») {", "first + s <= slices"),
     "the sums of the last slice only": (KERNEL, "sum = {«sum.x + value.x»,", "value.x"),
     "a piece after the last": (KERNEL, "«item + Tile::kWarps < items»;", "item + Tile::kWarps <= items"),
     "the second piece of two in the first's place": (KERNEL, "«(item + Tile::kWarps) / kPieces»,", "item / kPieces"),
@@ -137,9 +136,13 @@ FAULTS = STREAM_FAULTS | {
         "from = «token < call.residual_rows ? token : token % call.residual_rows»;",
         "token",
     ),
-    "means of a whole last chunk": (ROWS, "mean += chunks[i].x * «columns(i)»;", "static_cast<float>(chunk)"),
-    "squares of a whole last chunk": (ROWS, "(one.x - mean) * «columns(i)»;", "static_cast<float>(chunk)"),
-    "the means of chunks taken for equal": (ROWS, "one.y + «(one.x - mean) * (one.x - mean)» *", "0"),
+    "means of a whole last chunk": (
+        ROWS,
+        "mean += chunks[i].x * «columns(i)»;\n    }\n    mean = sum_over",
+        "static_cast<float>(chunk)",
+    ),
+    "squares of a whole last chunk": (ROWS, f"(one.x - mean) * «columns(i)»;{MERGED}", "static_cast<float>(chunk)"),
+    "the means of chunks taken for equal": (ROWS, f"«(one.x - mean) * (one.x - mean)» * columns(i);{MERGED}", "0"),
     "the means of the first chunks taken for equal": (ROWS, "first.y + «(first.x - mean) * (first.x - mean)» *", "0"),
     "squares of chunks after the last": (ROWS, "squares = «lane < count» ?", "true"),
     "the first chunk twice": (ROWS, "float mean = first.x * columns(lane);\n    for (uint32_t i = «lane + kLanes»;", "lane"),
@@ -159,13 +162,13 @@ FAULTS = STREAM_FAULTS | {
     "the statistics of the first row": (KERNEL, "(statistics_of(«row»), ahead", "0"),
     "pieces of the first slice": (KERNEL, "item = «own_begin * kPieces» + warp", "0"),
     "pieces of all slices": (KERNEL, "items = «own_end * kPieces»", "tiles * kPieces"),
-    "the first slice's rows of the result": (KERNEL, "(result + («own_begin * 8» + row)", "0"),
+    "the first slice's rows of the result": (KERNEL, "result + («own_begin * 8» + row)", "0"),
 }
 HOPPER_FAULTS = STREAM_FAULTS | {
     "no warpgroup_begin": (STREAM, "«warpgroup_begin();»", ""),
     "no warpgroup_commit": (STREAM, "«warpgroup_commit();»", ""),
     "no warpgroup_wait": (STREAM, "«warpgroup_wait();»", ""),
-    "input of the first part of a stage": (STREAM, "operand_in_box(input + «part» *", "0"),
+    "input of the first part of a stage": (STREAM, "operand_in_box<32>(input + «part» *", "0"),
     "input of the first rows": (STREAM, "«Tile::warp_m()» * (Tile::kTiles * 512) + half", "0"),
     "the other half of a box": (STREAM, "(Tile::kTiles * 512) + «half» * 32", "(1 - half)"),
     "weights of the first part of a stage": (STREAM, "operand(weights + («part» * 4", "0"),
@@ -179,35 +182,31 @@ HOPPER_FAULTS = STREAM_FAULTS | {
         "128",
     ),
     "sums of the first sixteen": (STREAM, "warpgroup_mma<Tile::kTiles>(«sums[i]», a, b)", "sums[0]"),
-    "peers not waited for": (KERNEL, PEERS_READY, ""),
-    "threads waited for in place of peers": (KERNEL, PEERS_READY, "__syncthreads();"),
-    "peers arrive and nobody waits": (KERNEL, PEERS_READY, "cluster_arrive();"),
-    "what peers wrote not made visible": (KERNEL, PEERS_READY, "cluster_arrive_relaxed(); cluster_wait();"),
-    "peers left that still read": (KERNEL, PEERS_DONE, ""),
-    "no other threads waited for where there are no peers": (KERNEL, "} else {\n        «__syncthreads();»", ""),
-    "the own sums only": (KERNEL, "if («!kClusters || slices == 1») {", "true"),
-    "the last peer left out": (KERNEL, TAKEN_PEER, "first + s + 1 < slices"),
-    "a peer after the last": (KERNEL, TAKEN_PEER, "first + s <= slices"),
-    "a peer twice": (KERNEL, "part = read_peer(at(quad), «s»)", "s / 2 * 2"),
-    "peers of the first half left out": (KERNEL, "sum = {«sum.x + part.x»,", "part.x"),
-    "the first slice's rows of the result": (KERNEL, "(result + («own_begin * 8» + row)", "0"),
 }
 OF_CARDS = {"portable": FAULTS, "hopper": HOPPER_FAULTS}
 
 
-@functools.cache
-def faulty(card: str) -> emulate.Emulator:
-    """A build with all of the card's faults, one of which a run switches on, for the tiles that `faulty_calls` has."""
-    faults = OF_CARDS[card].values()
-    numbered = {path: {} for path, _, _ in faults}
-    for number, (path, piece, new) in enumerate(faults, 1):
+def with_faults(faults: dict[str, tuple[str, str, str]]) -> dict[str, str]:
+    """Files, by path, that have all of these faults; a run switches one on by its number, which counts from 1."""
+    numbered = {path: {} for path, _, _ in faults.values()}
+    for number, (path, piece, new) in enumerate(faults.values(), 1):
         numbered[path][number] = (piece, new)
     replaced = {}
     for path, of_file in numbered.items():
         replaced |= emulate.switchable(path, of_file)
+    return replaced
+
+
+@functools.cache
+def faulty(card: str) -> emulate.Emulator:
+    """A build with all of the card's faults, for the tiles that `faulty_calls` has."""
+    replaced = with_faults(OF_CARDS[card])
     tiles = "4, 1, 1, 8, 2|4, 2, 2, 8, 1|8, 1, 1, 8, 2"
-    replaced[KERNEL] = re.sub(rf"    if \(is\((?!{tiles}).*\n", "", replaced[KERNEL])
-    return emulate.build(KERNEL, replaced=replaced, flags=emulate.CARDS[card])
+    kernel = replaced.get(KERNEL) or (emulate.ROOT / KERNEL).read_text()
+    replaced[KERNEL] = re.sub(rf"    if \(is\((?!{tiles}).*\n", "", kernel)
+    # The kernel that `linear` has beside it is not called here: it needs no instances.
+    replaced[WARPGROUP] = re.sub(r"    if \(outputs == .*\n", "", (emulate.ROOT / WARPGROUP).read_text())
+    return emulate.build(KERNEL, WARPGROUP, replaced=replaced, flags=emulate.CARDS[card])
 
 
 @pytest.mark.parametrize("card", OF_CARDS)
@@ -218,7 +217,7 @@ def test_no_fault_is_found_where_none_is(card):
 
 @pytest.mark.parametrize(("card", "fault"), [(card, fault) for card, faults in OF_CARDS.items() for fault in faults])
 def test_a_fault_is_found(card, fault):
-    number = list(OF_CARDS[card]).index(fault) + 1
+    emulator, number = faulty(card), list(OF_CARDS[card]).index(fault) + 1
     with pytest.raises((AssertionError, emulate.EmulationError)):
         for seed in SEEDS:
-            faulty_calls(faulty(card), number, seed)
+            faulty_calls(emulator, number, seed)

@@ -6,7 +6,6 @@
 // cluster; each leaves its sums in its shared memory, and who owns a row adds them up in the order of the slices: equal
 // calls give equal bits, and a row's result does not depend on the rows beside it.
 
-#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 

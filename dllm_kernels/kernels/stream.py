@@ -92,7 +92,7 @@ class StreamConfig:
             before = (
                 WARPGROUP_BARRIER_BYTES + 16 * self.outputs + 8 * (own_rows + self.rows) + 2 * own_rows * (self.outputs + 8)
             )
-            return -(-before // 1024) * 1024 + max(ring, 4 * self.rows * self.outputs)
+            return -(-before // 1024) * 1024 + ring
         own_rows = -(-self.rows // 8 // self.slices) * 8
         before = BARRIER_BYTES + 16 * self.outputs + 2 * own_rows * self.outputs
         return -(-before // 512) * 512 + max(ring, 4 * self.rows * (self.outputs + 4))

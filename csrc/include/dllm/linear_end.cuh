@@ -2,7 +2,6 @@
 // weights stream, then the sums of all slices, the epilogue, and the statistics of what is written.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "dllm/async.cuh"
@@ -60,9 +59,11 @@ struct LinearCut {
     static constexpr uint32_t kResidual = kParts + kRows * 8;
     static constexpr uint32_t kRing = (kResidual + kOwnRows * kPitch * 2 + 1023) / 1024 * 1024;
 
+    // Two stages of weights, the least there are, hold the sums.
     static uint32_t bytes(uint32_t stages, uint32_t input_stages) {
-        return kRing + std::max(stages * kWeightBytes + input_stages * kInputBytes, kRows * kOutputs * 4);
+        return kRing + stages * kWeightBytes + input_stages * kInputBytes;
     }
+    static_assert(2 * kWeightBytes >= kRows * kOutputs * 4);
 
     static __device__ __forceinline__ uint32_t own_rows(uint32_t rows, uint32_t row_block, uint32_t slice) {
         const uint32_t first = row_block * kRows + slice * kOwnRows;
