@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -251,7 +252,10 @@ def test_every_cut_fits(multiprocessors, outputs, width, rows, warpgroups):
             assert config.tile in (WARPGROUP_TILES if whole else TILES) and config.warpgroup == whole
             assert config.stages >= 2 and config.shared_bytes <= limit
             assert config.slices <= min(8, -(-width // config.depth))
-            assert config.stages == 16 or dataclasses.replace(config, stages=config.stages + 1).shared_bytes > limit
+            of_a_slice = math.ceil(math.ceil(width / config.depth) / config.slices)
+            assert config.stages <= max(2, of_a_slice) and (not whole or config.input_stages <= max(2, of_a_slice))
+            deeper = dataclasses.replace(config, stages=config.stages + 1)
+            assert config.stages in (16, max(2, of_a_slice)) or deeper.shared_bytes > limit
             assert not whole or outputs % config.outputs == width % config.depth == 0
 
 

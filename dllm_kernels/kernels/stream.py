@@ -110,8 +110,8 @@ def block_bytes(of_multiprocessor: int) -> int:
 
 
 def candidates(rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False):
-    """Every cut that fits the shape, each with as deep a ring as `shared_bytes` of a block allow; those of warpgroups where
-    the card has them and the shape fills their blocks."""
+    """Every cut that fits the shape, each with as deep a ring as `shared_bytes` of a block allow and a slice needs; those of
+    warpgroups where the card has them and the shape fills their blocks."""
     whole = [tile for tile in WARPGROUP_TILES if outputs % (16 * tile[2]) == width % (32 * tile[4]) == 0]
     by_warpgroups = bool(warpgroups and whole)
     for tile in whole if by_warpgroups else TILES:
@@ -124,8 +124,11 @@ def candidates(rows: int, outputs: int, width: int, shared_bytes: int = SHARED_B
         for count in slices:
             if count > -(-width // one.depth):
                 continue
+            needed = max(2, min(MOST_STAGES, -(-width // one.depth // count)))
             for input_stages in WARPGROUP_INPUT_STAGES if by_warpgroups else (INPUT_STAGES,):
-                rings = (StreamConfig(tile, count, stages, input_stages) for stages in range(MOST_STAGES, 1, -1))
+                if by_warpgroups and input_stages > needed:
+                    continue
+                rings = (StreamConfig(tile, count, stages, input_stages) for stages in range(needed, 1, -1))
                 config = next((config for config in rings if config.shared_bytes <= shared_bytes), None)
                 if config:
                     yield config
