@@ -114,6 +114,7 @@ def test_what_became_of_multicast():
         f"it lost: {WARPGROUPS['multicast_us'][0]['us']:.2f} us a layer",
         f"took {parts['all'][four]:.2f} us, {parts['nomma'][four]:.2f} without products",
         f"own input took {parts['all'][one]:.2f} and {parts['nomma'][one]:.2f}",
+        "{:.2f} us a layer beside {:.2f}, each".format(*list(WARPGROUPS["products_under_way_us"].values())[:2]),
     ):
         assert sentence in whole, sentence
 
