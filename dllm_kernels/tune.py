@@ -22,12 +22,21 @@ from dllm_kernels.device import multiprocessors, shared_memory
 from dllm_kernels.extension import cuda_obstacle, has_warpgroups
 from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import SHARED_BYTES, StreamConfig, block_bytes, candidates, tiles
-from dllm_kernels.ops.packing import PackedWeight
+from dllm_kernels.ops.packing import whole_shape
 from dllm_kernels.ops.stream_linear import empty_workspace, launch, workspace_elements
 from dllm_kernels.report import notes
-from dllm_kernels.tune_layer import COLD_BYTES, MOST_LAUNCHES, LayerChain, graph_time, layer_shapes, random_bf16, refine
+from dllm_kernels.tune_layer import (
+    COLD_BYTES,
+    MOST_LAUNCHES,
+    LayerChain,
+    as_packed,
+    graph_time,
+    layer_shapes,
+    random_bf16,
+    refine,
+)
 
-_OPTIONS = 48
+_OPTIONS, _RINGS = 48, 6
 Launch = Callable[[Tensor, int, Tensor], None]
 """Takes an input [rows, width] and a weight's number, and writes the output [rows, outputs]."""
 Timings = list[tuple[StreamConfig | None, float]]
@@ -49,17 +58,16 @@ def tune_shape(
 ) -> Iterator[tuple[StreamConfig | None, float]]:
     """(cut, median microseconds a launch) of each cut; first (None, ...), the library's GEMM."""
     count = max(8, min(MOST_LAUNCHES, COLD_BYTES // (2 * outputs * width)))
-    weights = [random_bf16(outputs, width, device) for _ in range(count)]
+    most = max(whole_shape(cut, outputs, width)[0] for cut in cuts)
+    weights = [random_bf16(most, width, device) for _ in range(count)]
     bias = torch.zeros(outputs, device=device)
-    yield None, chain_time(rows, outputs, width, count, lambda x, i, y: torch.mm(x, weights[i].T, out=y), device)
+    yield None, chain_time(rows, outputs, width, count, lambda x, i, y: torch.mm(x, weights[i][:outputs].T, out=y), device)
     for cut in cuts:
-        # The order of the values does not matter to the time, so the weights need no packing.
-        shape = (outputs // cut.outputs, width // 8, cut.outputs, 8)
-        packed = [weight.view(shape) for weight in weights]
-        workspace = empty_workspace(workspace_elements(PackedWeight(packed[0], outputs, width, cut), rows), device)
+        packed = [as_packed(weight, outputs, cut) for weight in weights]
+        workspace = empty_workspace(workspace_elements(packed[0], rows), device)
 
         def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, cut=cut) -> None:
-            launch(x, packed[i], bias, workspace, [*cut.tile, cut.slices, cut.stages, cut.input_stages], y)
+            launch(x, packed[i].data, bias, workspace, [*cut.tile, cut.slices, cut.stages, cut.input_stages], y)
 
         yield cut, chain_time(rows, outputs, width, count, streamed, device)
 
@@ -68,13 +76,16 @@ def busy_cuts(
     rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False
 ) -> Iterator[StreamConfig]:
     """The cuts without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; or, by
-    warpgroups, that give every other SM a block, with rings as deep as two and as three blocks of an SM allow, and one less."""
+    warpgroups, those of at most a sixteenth of padding that give every other SM a block, with rings as deep as two and as
+    three blocks of an SM allow, and one less."""
     least = 0.45 if warpgroups else 0.7
     limits = (shared_bytes, shared_bytes * 2 // 3) if warpgroups else (shared_bytes,)
     found = [config for limit in limits for config in candidates(rows, outputs, width, limit, warpgroups)]
     for config in found:
         blocks = tiles(config, rows, outputs) * config.slices
-        if least * multiprocessors <= blocks <= 3.1 * multiprocessors and outputs % config.outputs == width % config.depth == 0:
+        padding = -outputs % config.outputs
+        fits = width % config.depth == 0 and padding <= (outputs // 16 if warpgroups else 0)
+        if fits and least * multiprocessors <= blocks <= 3.1 * multiprocessors:
             fewer = {max(2, config.stages - 1)} if warpgroups else {max(2, config.stages - 1), max(2, config.stages // 2)}
             for stages in sorted({config.stages} | fewer):
                 yield replace(config, stages=stages)
@@ -96,9 +107,10 @@ def chain_time(rows: int, outputs: int, width: int, count: int, one: Launch, dev
 def entry(
     multiprocessors: int, rows: int, outputs: int, width: int, timed: Timings, chosen: StreamConfig | None = None
 ) -> dict:
-    """What the table holds of a shape: its fastest cut, or the one that was chosen for other reasons, with the cut's time
-    and the library's, in microseconds."""
+    """What the table holds of a shape: its fastest cut, or the one that was chosen for other reasons, with the cut's time,
+    the fastest cut's and the library's, in microseconds."""
     library = next(time for cut, time in timed if cut is None)
+    least = min(time for cut, time in timed if cut is not None)
     cut, own = min(((cut, time) for cut, time in timed if cut is not None and chosen in (None, cut)), key=lambda pair: pair[1])
     return {
         "multiprocessors": multiprocessors,
@@ -110,13 +122,18 @@ def entry(
         "stages": cut.stages,
         "input_stages": cut.input_stages,
         "us": round(own, 2),
+        "fastest_us": round(least, 2),
         "library_us": round(library, 2),
     }
 
 
 def fastest(timed: Timings, count: int) -> list[StreamConfig]:
-    """The cuts that took the least time, the fastest first."""
-    return [cut for cut, _ in sorted(timed, key=lambda pair: pair[1]) if cut is not None][:count]
+    """The cuts that took the least time, the fastest first, at most `_RINGS` that differ in their rings only."""
+    found: list[StreamConfig] = []
+    for cut, _ in sorted(timed, key=lambda pair: pair[1]):
+        if cut is not None and sum(cut.tile == other.tile and cut.slices == other.slices for other in found) < _RINGS:
+            found.append(cut)
+    return found[:count]
 
 
 def tune(
@@ -151,7 +168,11 @@ def tune(
         with notes.status("a layer"), torch.no_grad():
             chain = LayerChain(rows, config.dim, config.num_heads, device)
             options = {name: fastest(timings[shape], _OPTIONS) for name, shape in layer.items()}
-            cuts, us = refine({name: cuts[0] for name, cuts in options.items()}, options, chain.streamed)
+            # From the fastest alone, and from what the table has: a change of one cut at a time does not find every way.
+            starts = [{name: cuts[0] for name, cuts in options.items()}]
+            known = {name: stream.choose(card, rows, *shape, shared_bytes, warpgroups) for name, shape in layer.items()}
+            starts += [known] * all(cut in dict(timings[layer[name]]) for name, cut in known.items())
+            cuts, us = min((refine(start, options, chain.streamed) for start in starts), key=lambda found: found[1])
             library_us = chain.library()
         chosen = {shape: cuts[name] for name, shape in layer.items()}
         new = {"multiprocessors": card, "row_tiles": -(-rows // 64), "dim": config.dim}
@@ -159,7 +180,8 @@ def tune(
         typer.echo(f"a layer of width {config.dim}: {us:.2f} us, with the library's GEMMs {library_us:.2f} us")
     for shape, timed in timings.items():
         new = entry(card, rows, *shape, timed, chosen.get(shape))
-        typer.echo(f"{shape[0]} x {shape[1]}: {new['us']} us, the library {new['library_us']} us, {new['tile']}")
+        alone = f"{new['us']} us, the fastest cut {new['fastest_us']} us, the library {new['library_us']} us"
+        typer.echo(f"{shape[0]} x {shape[1]}: {alone}, {new['tile']}")
         merge(table["entries"], new | source, ("multiprocessors", "row_tiles", "outputs", "width"))
     path.write_text(json.dumps(table, indent=1) + "\n")
 

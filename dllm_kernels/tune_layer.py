@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_kernels.kernels.stream import StreamConfig
+from dllm_kernels.kernels.stream import WARPGROUP_TILES, StreamConfig
 from dllm_kernels.ops.attention import attention
 from dllm_kernels.ops.linear import LinearConstants, linear
-from dllm_kernels.ops.packing import PackedWeight
+from dllm_kernels.ops.packing import PackedWeight, whole_shape
 from dllm_kernels.ops.stream_linear import empty_workspace, row_statistics, stream_linear, workspace_elements
 
 COLD_BYTES, MOST_LAUNCHES, _REPLAYS = 2 * 10**9, 48, 5
 _WORTH = 0.998
+_MOST_OUTPUTS = 16 * max(sixteens for _, _, sixteens, *_ in WARPGROUP_TILES)
 Cuts = dict[str, StreamConfig]
 """A cut for each of a layer's GEMMs, by name."""
 
@@ -76,7 +77,8 @@ class LayerChain:
         self._x = random_bf16(rows, dim, device).unsqueeze(0)
         self._gemms = {
             name: _Gemm(
-                [random_bf16(outputs, width, device) for _ in range(self._count)],
+                # With room for what pads the last block.
+                [random_bf16(outputs + _MOST_OUTPUTS, width, device) for _ in range(self._count)],
                 torch.zeros(outputs, device=device),
                 torch.zeros(outputs, device=device),
             )
@@ -85,7 +87,7 @@ class LayerChain:
 
     def streamed(self, cuts: Cuts) -> float:
         """Microseconds of a layer as a plan streams it."""
-        packed = {name: [_as_packed(w, cuts[name]) for w in gemm.weights] for name, gemm in self._gemms.items()}
+        packed = {name: [as_packed(w, len(gemm.bias), cuts[name]) for w in gemm.weights] for name, gemm in self._gemms.items()}
         elements = max(workspace_elements(weights[0], self._rows) for weights in packed.values())
         workspace = empty_workspace(elements, self._device)
         first = row_statistics(self._x, cuts["down"].outputs)
@@ -110,7 +112,7 @@ class LayerChain:
         """Microseconds of a layer as a plan runs it with the library's GEMMs."""
         constants = {
             name: [
-                LinearConstants(w, gemm.bias.bfloat16(), gemm.column_sums if name in ("qkv", "up") else None)
+                LinearConstants(w[: len(gemm.bias)], gemm.bias.bfloat16(), gemm.column_sums if name in ("qkv", "up") else None)
                 for w in gemm.weights
             ]
             for name, gemm in self._gemms.items()
@@ -156,7 +158,8 @@ def random_bf16(rows: int, columns: int, device: torch.device) -> Tensor:
     return (torch.randn(rows, columns, device=device) * columns**-0.5).bfloat16()
 
 
-def _as_packed(weight: Tensor, cut: StreamConfig) -> PackedWeight:
-    """The order of the values does not matter to the time, so they are left where they are."""
-    outputs, width = weight.shape
-    return PackedWeight(weight.view(outputs // cut.outputs, width // 8, cut.outputs, 8), outputs, width, cut)
+def as_packed(weight: Tensor, outputs: int, cut: StreamConfig) -> PackedWeight:
+    """A weight of at least the rows that the cut pads `outputs` to. The order of the values does not matter to the time, so
+    they are left where they are."""
+    rows, width = whole_shape(cut, outputs, weight.shape[1])
+    return PackedWeight(weight[:rows].view(rows // cut.outputs, width // 8, cut.outputs, 8), outputs, width, cut)

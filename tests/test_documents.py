@@ -9,6 +9,7 @@ RESULTS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-24-h200-streame
 LAYERS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-24-h200-layers.json").read_text())
 LARGE = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h100-large-batches.json").read_text())
 WARPGROUPS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h200-warpgroups.json").read_text())
+CLUSTERS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h200-clusters.json").read_text())
 TABLE = json.loads((ROOT / "dllm_kernels" / "kernels" / "stream.json").read_text())
 RINGS = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-h100-rings.json").read_text())["rows"]
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
@@ -71,8 +72,10 @@ def test_the_tables_of_shapes_and_layers_are_what_plans_read():
     for row in TABLE["entries"]:
         us, library_us = row["us"], row["library_us"]
         rate = 2 * row["outputs"] * row["width"] / us / 1e3
-        times = f"{library_us:.2f} | {us:.2f} | {rate:,.0f} | {library_us / us:.2f} |"
-        assert f"| {row['outputs']} x {row['width']} | {times}\n" in KERNELS
+        times = f"{library_us:.2f} | {us:.2f} | {rate:,.0f} | {library_us / us:.2f}"
+        least = row.get("fastest_us")
+        alone = "- | -" if least is None else f"{least:.2f} | {library_us / least:.2f}"
+        assert f"| {row['outputs']} x {row['width']} | {times} | {alone} |\n" in KERNELS
     for row in TABLE["layers"]:
         numbers = f"{row['dim']} | {64 * row['row_tiles']} | {row['library_us']:.2f} | {row['us']:.2f}"
         assert f"| {numbers} |\n" in KERNELS
@@ -117,6 +120,64 @@ def test_what_became_of_multicast():
         "{:.2f} us a layer beside {:.2f}, each".format(*list(WARPGROUPS["products_under_way_us"].values())[:2]),
     ):
         assert sentence in whole, sentence
+
+
+def test_where_clusters_find_room():
+    whole = " ".join(KERNELS.split())
+    most = {(row["blocks"], row["kb"]): row["clusters"] for row in CLUSTERS["clusters_that_run_at_once"]}
+    assert most[2, 210] == 66
+    assert f"only {most[4, 210]} clusters of four and 15 of eight run at once" in whole and most[8, 210] == 15
+    assert f"with two blocks an SM {most[4, 100]} and {most[8, 100]}" in whole
+
+    def chain(run: int, gemm: str, cut: str, width: int = 2048) -> dict:
+        wanted = {"run": run, "gemm": gemm, "cut": cut, "width": width}
+        return next(row for row in CLUSTERS["chains_of_one_gemm"] if wanted.items() <= row.items())
+
+    assert f"takes {chain(7, 'down', '144 8 3 4')['us']} us in a chain of its like" in whole
+    assert f"where 128 outputs a block take {chain(7, 'down', '128 8 4 4')['us']:.2f}" in whole
+    layers = {(row["of"]["up"], row["of"]["down"]): row for row in CLUSTERS["products_under_way"] if row["cut"] == "layer"}
+    usual = layers["64 2 6 6", "128 8 4 4"]
+    assert f"In a layer it lost, {layers['64 2 6 6', '144 8 3 4']['waiting_us']:.2f} beside {usual['waiting_us']} us" in whole
+    assert f"{usual['one_stage_under_way_us']} where waiting takes {usual['waiting_us']}" in whole
+    for shape, gemm, cut, width in (
+        ("6144 x 2048", "qkv", "64 2 8 4", 2048),
+        ("2048 x 2048", "out", "128 4 4 4", 2048),
+        ("8192 x 2048", "up", "64 2 6 6", 2048),
+        ("2048 x 8192", "down", "128 8 4 4", 2048),
+        ("20480 x 5120", "up", "160 2 3 3", 5120),
+        ("5120 x 20480", "down", "64 4 5 2", 5120),
+    ):
+        row = chain(6, gemm, cut, width)
+        times = [row[name] for name in ("us", "without_products_us", "without_input_us", "without_both_us")]
+        outputs, slices = cut.split()[:2]
+        line = " | ".join(f"{us:.2f}" for us in times)
+        assert f"| {shape} | {outputs} outputs, {slices} slices | {line} |\n" in KERNELS
+
+
+def test_what_was_tried_around_the_clusters():
+    whole, l2 = " ".join(KERNELS.split()), CLUSTERS["prefetch_into_l2_us_a_layer"]
+
+    def least(width: int, with_prefetch: bool) -> float:
+        used = [any(kb for kb, _ in row["kb_of_each_block_of_the_next"].values()) for row in l2]
+        # The card warms up: what is compared comes first.
+        found = [row["us"] for row, it in zip(l2, used, strict=True) if row["width"] == width and it == with_prefetch]
+        return min(found) if with_prefetch else found[0]
+
+    assert (
+        f"{least(2048, False)} ({least(5120, False)}) without, at best {least(2048, True):.2f} ({least(5120, True)}) with"
+        in whole
+    )
+    most = next(r["us"] for r in l2 if r["kb_of_each_block_of_the_next"] == {"out": [84, "at the start"]})
+    assert f"{most} with 84 KB" in whole
+    small, large = CLUSTERS["search_of_cuts_of_a_layer"]
+    assert f"{small['tried']:,} changes" in whole and f"brought {small['first_us']} to {small['last_us']:.2f};" in whole
+    assert f"{large['tried']:,} brought nothing" in whole and large["last_us"] > large["first_us"]
+    attention = CLUSTERS["a_layer_with_attention_us"]
+    mean = {(width, how): statistics.mean(us) for width, found in attention.items() for how, us in found.items()}
+    two, one = (f"{mean['2048', how]:.2f}" for how in ("clusters of two", "one block"))
+    assert f"{two} in clusters of two where one block takes {one}" in whole, (two, one)
+    four, blocks = (f"{mean['5120', how]:.2f}" for how in ("clusters of four", "two blocks"))
+    assert f"in clusters of four, {four} where two blocks take {blocks}" in whole, (four, blocks)
 
 
 def test_the_table_of_attention():

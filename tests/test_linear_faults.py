@@ -205,7 +205,7 @@ def faulty(card: str) -> emulate.Emulator:
     kernel = replaced.get(KERNEL) or (emulate.ROOT / KERNEL).read_text()
     replaced[KERNEL] = re.sub(rf"    if \(is\((?!{tiles}).*\n", "", kernel)
     # The kernel that `linear` has beside it is not called here: it needs no instances.
-    replaced[WARPGROUP] = re.sub(r"    if \(outputs == .*\n", "", (emulate.ROOT / WARPGROUP).read_text())
+    replaced[WARPGROUP] = re.sub(r"    if \(call.sixteens == .*\n", "", (emulate.ROOT / WARPGROUP).read_text())
     return emulate.build(KERNEL, WARPGROUP, replaced=replaced, flags=emulate.CARDS[card])
 
 

@@ -25,14 +25,14 @@ def cut(outputs: int, slices: int = 1, stages: int = 3, input_stages: int = 2) -
 
 
 def problems_of(outputs: int) -> list[dict]:
-    """Every number of rows, slice counts, rings and epilogues in turn."""
+    """Every number of rows, slice counts, rings, epilogues and padding of the last block in turn."""
     shift, slices, problems = outputs // 32, (1, 2, 4, 8) if outputs >= 128 else (1, 2, 4), []
     for i, rows in enumerate(ROWS):
         config = cut(outputs, slices[(i + shift) % len(slices)], 2 + i % 2, 2 + i // 2 % 2)
         config = config if config.shared_bytes <= SHARED_BYTES else dataclasses.replace(config, stages=2, input_stages=2)
         stages = config.slices + (0, 5, 2)[(i + shift) % 3]
         after = EPILOGUES[(i + 2 * shift) % len(EPILOGUES)]
-        problems.append(problem(config, rows, outputs * (1 + i % 2), stages * config.depth, **after))
+        problems.append(problem(config, rows, outputs * (1 + i % 2) + (0, 8, 40)[i % 3], stages * config.depth, **after))
     return problems
 
 
@@ -97,8 +97,8 @@ def test_bits_depend_on_the_slices_only(emulator):
         (cut(64, 4), 64, 192, "and slices of at least a stage"),
         (cut(64, 3), 64, 256, "linear splits K in 1, 2 or 4 slices here"),
         (cut(64, 8), 64, 512, "linear splits K in 1, 2 or 4 slices here"),
-        (cut(64), 72, 128, "linear fills blocks of outputs and stages of columns"),
-        (cut(64), 64, 96, "linear fills blocks of outputs and stages of columns"),
+        (cut(64), 68, 128, "linear takes octets of outputs and fills stages"),
+        (cut(64), 64, 96, "linear takes octets of outputs and fills stages"),
         (dataclasses.replace(cut(64), tile=(1, 4, 2, 2, 2)), 64, 128, "linear has no code for this shape of warps"),
     ],
 )

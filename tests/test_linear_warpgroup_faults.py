@@ -17,11 +17,11 @@ END = "csrc/include/dllm/linear_end.cuh"
 
 def faulty_calls(faulty: emulate.Emulator, fault: int, seed: int) -> None:
     """Rings used several times over or not even once, slices of unequal length, a block's outputs that do not divide among
-    the warps, fewer rows of the residual than rows."""
+    the warps, last blocks with padding, fewer rows of the residual than rows."""
     after = dict(chunk=40, gate=True, gelu=True, residual=64, next_scale=True, left=True)
     beside = [
-        problem(cut(64, 1, 2, 3), 13, 64, 512, chunk=40, residual=5, next_scale=True, left=True),
-        problem(cut(160, 4, 2, 2), 75, 320, 896, **after),
+        problem(cut(64, 1, 2, 3), 13, 72, 512, chunk=40, residual=5, next_scale=True, left=True),
+        problem(cut(160, 4, 2, 2), 75, 184, 896, **after),
     ]
     for calls in two_in_a_row(), beside:
         run(faulty, *calls, seed=seed, fault=fault)
@@ -148,12 +148,12 @@ PRODUCT_FAULTS = {
 END_FAULTS = {
     "the last rows left out": (WARPGROUP, "«(call.rows - 1) / kRows + 1»);", "call.rows / kRows"),
     "rows after the last": (END, "return rows > first ? «min(kOwnRows, rows - first)» :", "kOwnRows"),
-    "rows after the last written": (END, "if («row() < place_.own_rows») {", "true"),
+    "rows after the last written": (END, "if («row() < place_.own_rows» && output", "true"),
     "statistics after the last read": (END, "end_thread() < «place_.own_rows») {", "Cut::kOwnRows"),
     "statistics after the last written": (END, "if («threadIdx.x < place_.own_rows») {", "threadIdx.x < Cut::kOwnRows"),
     "statistics after the last written where there are no peers": (END, "4 == 0 && «row() < place_.own_rows»)", "true"),
     "the first slice's rows of the result": (WARPGROUP, "kRows + «slice * Cut::kOwnRows»,", "0"),
-    "constants of the first column block": (END, "from ? from + «first_output_» +", "0"),
+    "constants of the first column block": (END, "there ? from + «first_output_» +", "0"),
     "constants not waited for": (END, "«copies_commit();»\n    }\n\n", ""),
     "the residual not waited for": (END, "«copies_wait<0>();»", "copies_wait<1>();"),
     "neither constants nor residual waited for": (END, "«copies_wait<0>();»", ""),
@@ -163,7 +163,7 @@ END_FAULTS = {
         "token",
     ),
     "the residual of the first rows": (END, "token = «place_.first_row + row»;", "row"),
-    "the residual of the first column block": (END, "                            «first_output_» + output,", "0"),
+    "the residual of the first column block": (END, "call_.outputs + «first_output_» + output : 0", "0"),
     "statistics of the first slice's rows": (END, "token = «place_.first_row + end_thread()»;", "end_thread()"),
     "the statistics of the first row": (END, "statistics_[«row()»]", "0"),
     "means of a whole last chunk": (ROWS, "chunks[i].x * «columns(i)»;\n    }\n    mean /=", "static_cast<float>(chunk)"),
@@ -184,16 +184,20 @@ END_FAULTS = {
     "sixteens after the last": (END, "|| «sixteen < Cut::kSixteens»)", "true"),
     "shares taken for equally wide": (
         END,
-        "return «(Cut::kSixteens - 1 - share) / Cut::kSlices + 1»;",
-        "Cut::kSixteens / Cut::kSlices",
+        "columns += «first < outputs_ ? min(16u, outputs_ - first) : 0»;",
+        "16",
     ),
+    "padding written": (END, "own_rows && «output_of(sixteen) < outputs_») {", "true"),
+    "padding in the squares": (END, "squares += «output_of(sixteen) < outputs_» ?", "true"),
+    "constants after the last read": (END, "from && «output < outputs_»;", "true"),
+    "the residual after the last column read": (END, "bool there = «output < outputs_»;", "true"),
     "sums over a part of a row's lanes": (END, "mean = «sum_over<4>(total)» /", "sum_over<2>(total)"),
     "parts of a row in one place": (END, "Cut::kSlices + «share()»] = part", "0"),
     "parts read before they are written": (END, "«__syncthreads();»", ""),
     "the mean of parts not by their width": (
         END,
-        "parts[s].x * «(static_cast<float>(sixteens_of(s)) / Cut::kSixteens)»;",
-        "1.0f / Cut::kSlices",
+        "parts[s].x * «static_cast<float>(columns_of(s))»;",
+        "static_cast<float>(outputs_) / Cut::kSlices",
     ),
     "parts merged without their distance": (END, "parts[s].y + «apart * apart» *", "0"),
     "statistics of the first column block": (END, "place_.column_blocks + «place_.column_block»;", "0"),
@@ -206,7 +210,7 @@ FAULTS = RING_FAULTS | PRODUCT_FAULTS | END_FAULTS
 def faulty() -> emulate.Emulator:
     """A build with all of FAULTS, one of which a run switches on, for the cuts that `faulty_calls` has."""
     replaced = with_faults(FAULTS)
-    replaced[WARPGROUP] = re.sub(r"    if \(outputs == (?!64|160).*\n", "", replaced[WARPGROUP])
+    replaced[WARPGROUP] = re.sub(r"    if \(call.sixteens == (?!4\)|10\)).*\n", "", replaced[WARPGROUP])
     replaced[WARPGROUP] = re.sub(r"launch_outputs<160>", "launch_cut<160, 4>", replaced[WARPGROUP])
     replaced[KERNEL] = re.sub(r"    if \(is\(.*\n", "", (emulate.ROOT / KERNEL).read_text())
     return emulate.build(KERNEL, WARPGROUP, replaced=replaced, flags=emulate.CARDS["hopper"])

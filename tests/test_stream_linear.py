@@ -124,7 +124,7 @@ def test_eight_columns_of_an_output_lie_together():
 def test_a_warpgroup_has_four_neighbouring_outputs_in_the_columns_of_a_thread():
     """Columns 2 t and 2 t + 1 of two tiles of eight are thread t's (mma_bf16 in csrc/include/dllm/mma.cuh)."""
     weight = (torch.arange(192).unsqueeze(1) * 1000 + torch.arange(128)).float()
-    data = pack(weight, StreamConfig(WARPGROUP_TILES[1], 1, 2)).data
+    data = pack(weight, StreamConfig((1, 4, 6, 2, 2), 1, 2)).data
     assert data.shape == (2, 16, 96, 8)
     for t in range(4):
         columns = [32 + 8 * tile + 2 * t + i for tile in (0, 1) for i in (0, 1)]
@@ -244,7 +244,7 @@ SHAPES = [(6144, 2048), (2048, 2048), (8192, 2048), (2048, 8192), (15360, 5120),
 @pytest.mark.parametrize(("outputs", "width"), SHAPES)
 @pytest.mark.parametrize("rows", [1, 64, 65, 256])
 def test_every_cut_fits(multiprocessors, outputs, width, rows, warpgroups):
-    whole = warpgroups and outputs % 32 == width % 64 == 0
+    whole = warpgroups and outputs >= 64 and width % 64 == 0
     for limit in (SHARED_BYTES, block_bytes(228 * 1024)):
         fitting = set(candidates(rows, outputs, width, limit, warpgroups))
         assert derived(multiprocessors, rows, outputs, width, limit, warpgroups) in fitting
@@ -256,7 +256,7 @@ def test_every_cut_fits(multiprocessors, outputs, width, rows, warpgroups):
             assert config.stages <= max(2, of_a_slice) and (not whole or config.input_stages <= max(2, of_a_slice))
             deeper = dataclasses.replace(config, stages=config.stages + 1)
             assert config.stages in (16, max(2, of_a_slice)) or deeper.shared_bytes > limit
-            assert not whole or outputs % config.outputs == width % config.depth == 0
+            assert not whole or (config.outputs <= outputs and width % config.depth == 0)
 
 
 def test_the_next_kernels_block_fits_beside_a_block_where_it_can():
@@ -313,7 +313,7 @@ def test_the_kernel_is_the_definition(tile):
 @pytest.mark.parametrize("tile", WARPGROUP_TILES)
 def test_the_kernel_by_warpgroups_is_the_definition(tile):
     outputs = 16 * tile[2]
-    shapes = [(64, 4 * outputs, 512), (63, outputs, 576), (65, outputs, 2048), (1, 2 * outputs, 512), (200, outputs, 1024)]
+    shapes = [(64, 4 * outputs, 512), (63, outputs + 40, 576), (65, 2048, 2048), (1, 2 * outputs, 512), (200, outputs, 1024)]
     for slices, (rows, outputs, width), epilogue in itertools.product((1, 2, 4, 8), shapes, EPILOGUES):
         for stages, input_stages in ((3, 2), (2, 4)):
             config = StreamConfig(tile, slices, stages, input_stages)

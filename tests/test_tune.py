@@ -44,6 +44,9 @@ def test_cuts_that_keep_a_card_busy():
     assert list(module.busy_cuts(64, 192, 64, 132)) == []
     cuts = list(module.busy_cuts(64, 8192, 2048, 132, warpgroups=True))
     assert len(cuts) > 20 and all(cut.warpgroup and 59 <= 8192 // cut.outputs * cut.slices <= 410 for cut in cuts)
+    assert {cut.outputs for cut in cuts if 8192 % cut.outputs} == {80, 96, 144, 160}
+    # No more than a sixteenth of padding.
+    assert {cut.outputs for cut in module.busy_cuts(64, 1024, 16384, 132, warpgroups=True)} == {64, 128}
 
 
 def test_an_entry_holds_the_fastest_cut_and_both_times():
@@ -59,6 +62,7 @@ def test_an_entry_holds_the_fastest_cut_and_both_times():
         "stages": 3,
         "input_stages": 4,
         "us": 7.0,
+        "fastest_us": 7.0,
         "library_us": 9.88,
     }
 
@@ -66,13 +70,21 @@ def test_an_entry_holds_the_fastest_cut_and_both_times():
 def test_an_entry_holds_the_cut_that_was_chosen_for_the_layer():
     slow, fast = StreamConfig((8, 1, 2, 8, 1), 2, 4), StreamConfig((4, 2, 2, 4, 2), 4, 3)
     made = module.entry(132, 64, 512, 256, [(None, 9.0), (slow, 8.0), (fast, 7.0)], slow)
-    assert (made["tile"], made["slices"], made["stages"], made["us"]) == ([8, 1, 2, 8, 1], 2, 4, 8.0)
+    assert (made["tile"], made["slices"], made["stages"]) == ([8, 1, 2, 8, 1], 2, 4)
+    assert (made["us"], made["fastest_us"]) == (8.0, 7.0)
 
 
 def test_the_fastest_cuts():
     cuts = [StreamConfig((8, 1, 2, 8, 1), slices, 4) for slices in (1, 2, 3)]
     timed = [(None, 1.0), (cuts[0], 8.0), (cuts[1], 6.0), (cuts[2], 7.0)]
     assert module.fastest(timed, 2) == [cuts[1], cuts[2]] and module.fastest(timed, 9) == [cuts[1], cuts[2], cuts[0]]
+
+
+def test_the_fastest_cuts_are_not_all_the_same_but_for_their_rings():
+    rings = [StreamConfig((8, 1, 2, 8, 1), 2, stages) for stages in range(2, 12)]
+    other = StreamConfig((8, 1, 2, 8, 1), 4, 3)
+    timed = [(cut, float(cut.stages)) for cut in rings] + [(other, 99.0)]
+    assert module.fastest(timed, 9) == [*rings[:6], other]
 
 
 def test_cuts_are_chosen_for_each_other():

@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <int kOutputs, int kSlices>
 void launch_cut(const Linear& call, cudaStream_t stream) {
     using Cut = LinearCut<kOutputs, kSlices>;
-    const dim3 blocks(kSlices, call.outputs / kOutputs, (call.rows - 1) / kRows + 1);
+    const dim3 blocks(kSlices, (call.outputs - 1) / kOutputs + 1, (call.rows - 1) / kRows + 1);
     launch("linear", linear_warpgroup_kernel<kOutputs, kSlices>, Grid(blocks, kSlices), kThreads,
            Cut::bytes(call.ring_stages, call.input_stages), stream, call,
            tensor_map(call.input, call.rows, call.width, kRows, kDepth));
@@ -197,9 +197,8 @@ void launch_outputs(const Linear& call, cudaStream_t stream) {
 
 void linear_warpgroup(const Linear& call, cudaStream_t stream) {
     if (!has_clusters()) throw std::invalid_argument("linear has this shape of warps on Hopper only");
-    const uint32_t outputs = 16 * call.sixteens;
-    if (call.outputs % outputs != 0 || call.width % kDepth != 0) {
-        throw std::invalid_argument("linear fills blocks of outputs and stages of columns with this shape of warps");
+    if (call.outputs % 8 != 0 || call.width % kDepth != 0) {
+        throw std::invalid_argument("linear takes octets of outputs and fills stages with this shape of warps");
     }
     const auto within = [](uint32_t stages, uint32_t most) { return stages >= 2 && stages <= most; };
     if (!within(call.ring_stages, kMostStages) || !within(call.input_stages, kMostInputStages) ||
@@ -207,10 +206,12 @@ void linear_warpgroup(const Linear& call, cudaStream_t stream) {
         throw std::invalid_argument(
             "linear takes rings of 2 to 16 stages and of 2 to 8 of input, and slices of at least a stage");
     }
-    if (outputs == 64) return launch_outputs<64>(call, stream);
-    if (outputs == 96) return launch_outputs<96>(call, stream);
-    if (outputs == 128) return launch_outputs<128>(call, stream);
-    if (outputs == 160) return launch_outputs<160>(call, stream);
+    if (call.sixteens == 4) return launch_outputs<64>(call, stream);
+    if (call.sixteens == 5) return launch_outputs<80>(call, stream);
+    if (call.sixteens == 6) return launch_outputs<96>(call, stream);
+    if (call.sixteens == 8) return launch_outputs<128>(call, stream);
+    if (call.sixteens == 9) return launch_outputs<144>(call, stream);
+    if (call.sixteens == 10) return launch_outputs<160>(call, stream);
     throw std::invalid_argument("linear has no code for this shape of warps");
 }
 

@@ -30,7 +30,7 @@ TILES = (
     (4, 4, 2, 4, 1),
 )
 """What csrc/kernels/linear.cu has code for, as StreamConfig.tile."""
-WARPGROUP_TILES = tuple((1, 4, sixteens, 2, 2) for sixteens in (4, 6, 8, 10))
+WARPGROUP_TILES = tuple((1, 4, sixteens, 2, 2) for sixteens in (4, 5, 6, 8, 9, 10))
 """What csrc/kernels/linear_warpgroup.cu has code for."""
 WARPGROUP_INPUT_STAGES = (4, 3, 2, 6, 8)
 """Rings of input that are tried with them, the usual one first."""
@@ -55,7 +55,7 @@ class StreamConfig:
 
     @property
     def warpgroup(self) -> bool:
-        """Whether it is a cut of linear_warpgroup.cu, for blocks and stages without padding, on Hopper."""
+        """Whether it is a cut of linear_warpgroup.cu, for stages without padding, on Hopper."""
         return self.tile in WARPGROUP_TILES
 
     @property
@@ -111,10 +111,10 @@ def block_bytes(of_multiprocessor: int) -> int:
 
 def candidates(rows: int, outputs: int, width: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False):
     """Every cut that fits the shape, each with as deep a ring as `shared_bytes` of a block allow and a slice needs; those of
-    warpgroups where the card has them and the shape fills their blocks."""
-    whole = [tile for tile in WARPGROUP_TILES if outputs % (16 * tile[2]) == width % (32 * tile[4]) == 0]
-    by_warpgroups = bool(warpgroups and whole)
-    for tile in whole if by_warpgroups else TILES:
+    warpgroups where the card has them and the shape fills their stages and one block."""
+    filled = [tile for tile in WARPGROUP_TILES if outputs >= 16 * tile[2] and width % (32 * tile[4]) == 0]
+    by_warpgroups = bool(warpgroups and filled)
+    for tile in filled if by_warpgroups else TILES:
         one = StreamConfig(tile, 1, 2)
         if one.rows > 64 >= rows or outputs < one.outputs > 64:
             continue
@@ -142,7 +142,9 @@ def derived(
 
     def cost(config: StreamConfig) -> float:
         depth = -(-width // config.depth) / config.slices * config.depth
-        waves = -(-tiles(config, rows, outputs) * config.slices // multiprocessors)
+        # Clusters of four and eight find room on 120 of an H200's 132 SMs (cudaOccupancyMaxActiveClusters).
+        processors = multiprocessors * 10 // 11 if config.warpgroup and config.slices > 2 else multiprocessors
+        waves = -(-tiles(config, rows, outputs) * config.slices // processors)
         moved = 2 * depth * (config.outputs + config.rows)
         exchanged = 8 * config.rows * config.outputs if config.slices > 1 else 0
         return waves * (moved + exchanged)

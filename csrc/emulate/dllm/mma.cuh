@@ -49,7 +49,7 @@ uint64_t operand_in_box(const void* shared, emulate::Where where = emulate::Wher
 
 template <int kTiles>
 void warpgroup_mma(float (&c)[kTiles][4], uint64_t a, uint64_t b, emulate::Where where = emulate::Where::current()) {
-    static_assert(kTiles == 4 || kTiles == 8 || kTiles == 12 || kTiles == 16 || kTiles == 20);
+    static_assert(kTiles % 2 == 0 && kTiles <= 32);
     emulate::warpgroup_mma(c[0], kTiles, a, b, where);
 }
 

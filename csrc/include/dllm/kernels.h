@@ -76,7 +76,7 @@ struct Linear {
 
 void linear(const Linear& call, cudaStream_t stream);
 
-// The same with one warp along the outputs and four along 64 rows, on Hopper; outputs and width fill blocks and stages,
+// The same with one warp along the outputs and four along 64 rows, on Hopper; width fills stages, outputs are octets,
 // and of a block's 16 outputs the packing has the order of ops/packing.py. `linear` calls it.
 void linear_warpgroup(const Linear& call, cudaStream_t stream);
 

@@ -83,6 +83,7 @@ class LinearEnd {
         : call_(call),
           place_(place),
           first_output_(place.column_block * Cut::kOutputs),
+          outputs_(min(uint32_t{Cut::kOutputs}, call.outputs - first_output_)),
           vectors_(reinterpret_cast<float*>(memory + Cut::kVectors)),
           statistics_(reinterpret_cast<float2*>(memory + Cut::kStatistics)),
           parts_(reinterpret_cast<float2*>(memory + Cut::kParts)),
@@ -97,7 +98,8 @@ class LinearEnd {
                                       : vector == kColumnSums ? call_.column_sums
                                       : vector == kGate       ? call_.gate
                                                               : call_.next_scale;
-            copy_16(vectors_ + piece * 4, from ? from + first_output_ + output : call_.bias, from);
+            const bool there = from && output < outputs_;
+            copy_16(vectors_ + piece * 4, there ? from + first_output_ + output : call_.bias, there);
         }
         copies_commit();
     }
@@ -107,11 +109,12 @@ class LinearEnd {
             for (uint32_t piece = end_thread(); piece < place_.own_rows * (Cut::kOutputs / 8); piece += kEndThreads) {
                 const uint32_t row = piece / (Cut::kOutputs / 8), output = piece % (Cut::kOutputs / 8) * 8;
                 const uint32_t token = place_.first_row + row;
-                const uint32_t from = token < call_.residual_rows ? token : token % call_.residual_rows;
+                const size_t from = token < call_.residual_rows ? token : token % call_.residual_rows;
+                const bool there = output < outputs_;
                 copy_16(residual_ + row * Cut::kPitch + output,
-                        static_cast<const bf16*>(call_.residual) + static_cast<size_t>(from) * call_.outputs +
-                            first_output_ + output,
-                        true);
+                        static_cast<const bf16*>(call_.residual) +
+                            (there ? from * call_.outputs + first_output_ + output : 0),
+                        there);
             }
             copies_commit();
         }
@@ -184,7 +187,7 @@ class LinearEnd {
                 const uint2 pairs{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])};
                 v[0] = low_bf16(pairs.x), v[1] = high_bf16(pairs.x);
                 v[2] = low_bf16(pairs.y), v[3] = high_bf16(pairs.y);
-                if (row() < place_.own_rows) {
+                if (row() < place_.own_rows && output_of(sixteen) < outputs_) {
                     *reinterpret_cast<uint2*>(static_cast<bf16*>(matrix) + here + output_of(sixteen)) = pairs;
                 }
             });
@@ -209,8 +212,15 @@ class LinearEnd {
     static __device__ __forceinline__ uint32_t output_of(uint32_t sixteen) {
         return sixteen * 16 + threadIdx.x % 4 * 4;
     }
-    static __device__ __forceinline__ uint32_t sixteens_of(uint32_t share) {
-        return (Cut::kSixteens - 1 - share) / Cut::kSlices + 1;
+    // Outputs of a share that are not padding.
+    __device__ __forceinline__ uint32_t columns_of(uint32_t share) const {
+        uint32_t columns = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < Cut::kOwn; ++i) {
+            const uint32_t first = 16 * (share + i * Cut::kSlices);
+            columns += first < outputs_ ? min(16u, outputs_ - first) : 0;
+        }
+        return columns;
     }
 
     // action(i, sixteen) for each of the warp's.
@@ -235,15 +245,17 @@ class LinearEnd {
 
     // Of the warp's share, then merged over the warps that share the rows.
     __device__ __forceinline__ void write_statistics() {
-        const float columns = static_cast<float>(16 * sixteens_of(share()));
         float total = 0, squares = 0;
+        // Padding is 0.
         each([&](int i, uint32_t) { total += (values_[i][0] + values_[i][1]) + (values_[i][2] + values_[i][3]); });
-        const float mean = sum_over<4>(total) / columns;
-        each([&](int i, uint32_t) {
+        const float mean = sum_over<4>(total) / static_cast<float>(max(columns_of(share()), 1u));
+        each([&](int i, uint32_t sixteen) {
+            float sum = 0;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                squares += (values_[i][j] - mean) * (values_[i][j] - mean);
+                sum += (values_[i][j] - mean) * (values_[i][j] - mean);
             }
+            squares += output_of(sixteen) < outputs_ ? sum : 0;
         });
         const float2 part{mean, sum_over<4>(squares)};
         float2* const to = reinterpret_cast<float2*>(call_.output_statistics) +
@@ -259,12 +271,13 @@ class LinearEnd {
             float whole = 0, deviations = 0;
 #pragma unroll
             for (int s = 0; s < Cut::kSlices; ++s) {
-                whole += parts[s].x * (static_cast<float>(sixteens_of(s)) / Cut::kSixteens);
+                whole += parts[s].x * static_cast<float>(columns_of(s));
             }
+            whole /= static_cast<float>(outputs_);
 #pragma unroll
             for (int s = 0; s < Cut::kSlices; ++s) {
                 const float apart = parts[s].x - whole;
-                deviations += parts[s].y + apart * apart * static_cast<float>(16 * sixteens_of(s));
+                deviations += parts[s].y + apart * apart * static_cast<float>(columns_of(s));
             }
             to[threadIdx.x * place_.column_blocks] = {whole, deviations};
         }
@@ -273,7 +286,7 @@ class LinearEnd {
 
     const Linear& call_;
     const Place place_;
-    const uint32_t first_output_;
+    const uint32_t first_output_, outputs_;  // without padding
     float* const vectors_;
     float2 *const statistics_, *const parts_;
     bf16* const residual_;

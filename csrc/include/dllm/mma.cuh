@@ -57,9 +57,11 @@ __device__ __forceinline__ uint64_t operand_in_box(const void* shared) {
 // c[64 x 8 kTiles] += a b of two operands.
 template <int kTiles>
 __device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
-    static_assert(kTiles == 4 || kTiles == 8 || kTiles == 12 || kTiles == 16 || kTiles == 20);
+    static_assert(kTiles == 4 || kTiles == 8 || kTiles == 10 || kTiles == 12 || kTiles == 16 || kTiles == 18 ||
+                  kTiles == 20);
 #define DLLM_C(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
-#define DLLM_C4(n) DLLM_C(n), DLLM_C(n + 1), DLLM_C(n + 2), DLLM_C(n + 3)
+#define DLLM_C2(n) DLLM_C(n), DLLM_C(n + 1)
+#define DLLM_C4(n) DLLM_C2(n), DLLM_C2(n + 2)
 #define DLLM_PRODUCT(columns, places, a_and_b, ...)                                                     \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" places "}, " a_and_b \
                  ", 1, 1, 1, "                                                                          \
@@ -68,27 +70,36 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a,
                  : "l"(a), "l"(b))
 #define DLLM_PLACES_4 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define DLLM_PLACES_8 DLLM_PLACES_4 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define DLLM_PLACES_10 DLLM_PLACES_8 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define DLLM_PLACES_12 DLLM_PLACES_8 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define DLLM_PLACES_16 DLLM_PLACES_12 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define DLLM_PLACES_18 DLLM_PLACES_16 ", %64, %65, %66, %67, %68, %69, %70, %71"
 #define DLLM_PLACES_20 DLLM_PLACES_16 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
     if constexpr (kTiles == 4) {
         DLLM_PRODUCT("32", DLLM_PLACES_4, "%16, %17", DLLM_C4(0));
     } else if constexpr (kTiles == 8) {
         DLLM_PRODUCT("64", DLLM_PLACES_8, "%32, %33", DLLM_C4(0), DLLM_C4(4));
+    } else if constexpr (kTiles == 10) {
+        DLLM_PRODUCT("80", DLLM_PLACES_10, "%40, %41", DLLM_C4(0), DLLM_C4(4), DLLM_C2(8));
     } else if constexpr (kTiles == 12) {
         DLLM_PRODUCT("96", DLLM_PLACES_12, "%48, %49", DLLM_C4(0), DLLM_C4(4), DLLM_C4(8));
     } else if constexpr (kTiles == 16) {
         DLLM_PRODUCT("128", DLLM_PLACES_16, "%64, %65", DLLM_C4(0), DLLM_C4(4), DLLM_C4(8), DLLM_C4(12));
+    } else if constexpr (kTiles == 18) {
+        DLLM_PRODUCT("144", DLLM_PLACES_18, "%72, %73", DLLM_C4(0), DLLM_C4(4), DLLM_C4(8), DLLM_C4(12), DLLM_C2(16));
     } else if constexpr (kTiles == 20) {
         DLLM_PRODUCT("160", DLLM_PLACES_20, "%80, %81", DLLM_C4(0), DLLM_C4(4), DLLM_C4(8), DLLM_C4(12), DLLM_C4(16));
     }
 #undef DLLM_PLACES_20
+#undef DLLM_PLACES_18
 #undef DLLM_PLACES_16
 #undef DLLM_PLACES_12
+#undef DLLM_PLACES_10
 #undef DLLM_PLACES_8
 #undef DLLM_PLACES_4
 #undef DLLM_PRODUCT
 #undef DLLM_C4
+#undef DLLM_C2
 #undef DLLM_C
 }
 
