@@ -205,7 +205,7 @@ class FusedSampler:
         )
         latents = torch.where(inputs.noise_given, inputs.noise, latents)
         previous = torch.zeros_like(latents)
-        x = self.plan.first_input(latents)
+        x = self.plan.first_input(latents, previous)
         context = None
         if self.context_len:
             context = self.plan.context(inputs.context, inputs.context_mask, inputs.context_given, self.guidance)
@@ -229,7 +229,8 @@ class FusedSampler:
                 backend=self.backend,
             )
             yield "denoise", step
-        hidden = self.plan.decode(latents)
+        # The latents as the last update has rounded them.
+        hidden = self.plan.decode(x.x[: self.batch_size, :, : self.config.latent_dim])
         yield "decode", 0
         tokens, logprobs = self.plan.tokens(hidden, inputs.temperature, inputs.seed, inputs.first_sample, self.logprobs)
         yield "lm_head", 0
