@@ -101,6 +101,26 @@ void linear(uintptr_t weight, uintptr_t input, uintptr_t bias, uintptr_t column_
     dllm::linear(call, pointer<CUstream_st>(stream));
 }
 
+void linear_tiled(uintptr_t weight, uintptr_t input, uintptr_t bias, uintptr_t gate, uintptr_t residual,
+                  uintptr_t output, uint32_t rows, uint32_t outputs, uint32_t width, uint32_t residual_rows,
+                  uint32_t blocks, bool gelu, uintptr_t stream) {
+    const dllm::TiledLinear call{
+        .weight = pointer<const void>(weight),
+        .input = pointer<const void>(input),
+        .bias = pointer<const void>(bias),
+        .gate = pointer<const float>(gate),
+        .residual = pointer<const void>(residual),
+        .output = pointer<void>(output),
+        .rows = rows,
+        .outputs = outputs,
+        .width = width,
+        .residual_rows = residual_rows,
+        .blocks = blocks,
+        .gelu = gelu,
+    };
+    dllm::linear_tiled(call, pointer<CUstream_st>(stream));
+}
+
 void attention(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t key_mask, uintptr_t out,
                const std::array<int64_t, 3>& q_strides, const std::array<int64_t, 3>& k_strides,
                const std::array<int64_t, 3>& v_strides, uint32_t batch, uint32_t queries, uint32_t keys, uint32_t heads,
@@ -153,6 +173,30 @@ void lm_head(uintptr_t weight, uintptr_t hidden, uintptr_t bias, uintptr_t tempe
     dllm::lm_head(call, pointer<CUstream_st>(stream));
 }
 
+void lm_head_tiled(uintptr_t weight, uintptr_t hidden, uintptr_t bias, uintptr_t temperature, uintptr_t seed,
+                   uintptr_t first_sample, uintptr_t workspace, uintptr_t tokens, uintptr_t logprobs, uint32_t rows,
+                   uint32_t length, uint32_t vocab_size, uint32_t width, uint32_t parts, uint32_t blocks,
+                   uintptr_t stream) {
+    const dllm::TiledLmHead call{
+        .weight = pointer<const void>(weight),
+        .hidden = pointer<const void>(hidden),
+        .bias = pointer<const float>(bias),
+        .temperature = pointer<const float>(temperature),
+        .seed = pointer<const int64_t>(seed),
+        .first_sample = pointer<const int64_t>(first_sample),
+        .workspace = pointer<float>(workspace),
+        .tokens = pointer<int64_t>(tokens),
+        .logprobs = pointer<float>(logprobs),
+        .rows = rows,
+        .length = length,
+        .vocab_size = vocab_size,
+        .width = width,
+        .parts = parts,
+        .blocks = blocks,
+    };
+    dllm::lm_head_tiled(call, pointer<CUstream_st>(stream));
+}
+
 void lm_head_chunk(uintptr_t logits, uintptr_t bias, uintptr_t temperature, uintptr_t seed, uintptr_t first_sample,
                    uintptr_t state, uintptr_t tokens, uintptr_t logprobs, uint32_t rows, uint32_t length,
                    uint32_t vocab_size, uint32_t pitch, uint32_t begin, uint32_t end, uintptr_t stream) {
@@ -190,6 +234,9 @@ PYBIND11_MODULE(_C, m) {
           "scaled_output"_a, "output_statistics"_a, "workspace"_a, "rows"_a, "outputs"_a, "width"_a, "chunks"_a,
           "chunk"_a, "residual_rows"_a, "warps_n"_a, "warps_m"_a, "sixteens"_a, "tiles"_a, "deep"_a, "slices"_a,
           "ring_stages"_a, "input_stages"_a, "gelu"_a, "stream"_a);
+    m.def("linear_tiled", &linear_tiled, "The op of dllm_kernels/ops/tiled_linear.py.", py::kw_only(), "weight"_a,
+          "input"_a, "bias"_a, "gate"_a, "residual"_a, "output"_a, "rows"_a, "outputs"_a, "width"_a, "residual_rows"_a,
+          "blocks"_a, "gelu"_a, "stream"_a);
     m.def("attention", &attention, "The op of dllm_kernels/ops/attention.py.", py::kw_only(), "q"_a, "k"_a, "v"_a,
           "key_mask"_a, "out"_a, "q_strides"_a, "k_strides"_a, "v_strides"_a, "batch"_a, "queries"_a, "keys"_a,
           "heads"_a, "head_dim"_a, "causal"_a, "stream"_a);
@@ -197,6 +244,9 @@ PYBIND11_MODULE(_C, m) {
           "bias"_a, "temperature"_a, "seed"_a, "first_sample"_a, "workspace"_a, "tokens"_a, "logprobs"_a, "rows"_a,
           "length"_a, "vocab_size"_a, "width"_a, "parts"_a, "warps_n"_a, "warps_m"_a, "sixteens"_a, "tiles"_a, "deep"_a,
           "ring_stages"_a, "stream"_a);
+    m.def("lm_head_tiled", &lm_head_tiled, "The op of dllm_kernels/ops/tiled_lm_head.py.", py::kw_only(), "weight"_a,
+          "hidden"_a, "bias"_a, "temperature"_a, "seed"_a, "first_sample"_a, "workspace"_a, "tokens"_a, "logprobs"_a,
+          "rows"_a, "length"_a, "vocab_size"_a, "width"_a, "parts"_a, "blocks"_a, "stream"_a);
     m.def("lm_head_chunk", &lm_head_chunk, "A chunk of the vocabulary in dllm_kernels/ops/lm_head.py.", py::kw_only(),
           "logits"_a, "bias"_a, "temperature"_a, "seed"_a, "first_sample"_a, "state"_a, "tokens"_a, "logprobs"_a,
           "rows"_a, "length"_a, "vocab_size"_a, "pitch"_a, "begin"_a, "end"_a, "stream"_a);

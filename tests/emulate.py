@@ -73,7 +73,9 @@ C_TYPES = {
 DenoiseUpdate = call_type("DenoiseUpdate", "denoise_update")
 Attention = call_type("Attention", "attention")
 Linear = call_type("Linear", "linear")
+TiledLinear = call_type("TiledLinear", "linear_tiled")
 LmHead = call_type("LmHead", "lm_head")
+TiledLmHead = call_type("TiledLmHead", "lm_head_tiled")
 LmHeadChunk = call_type("LmHeadChunk", "lm_head_chunk")
 
 

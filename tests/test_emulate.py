@@ -253,6 +253,12 @@ def test_a_wait_is_for_what_was_committed(seed):
     assert torch.equal(both, first + second) and before.isnan().all() and torch.equal(after, first)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_wait_leaves_as_many_groups_as_it_says(seed):
+    x, y, (first, before, after) = hopper(3, poisoned(3, 64, 64, dtype=torch.float32), seed)
+    assert torch.equal(first, x @ y[:, :16].T) and before.isnan().all() and torch.equal(after, x @ y[:, 16:].T)
+
+
 @pytest.mark.parametrize("cluster", [1, 2, 4])
 def test_blocks_of_a_cluster_read_each_other(cluster):
     blocks, threads, early = 8, 40, 0

@@ -167,7 +167,7 @@ FAULTS = STREAM_FAULTS | {
 HOPPER_FAULTS = STREAM_FAULTS | {
     "no warpgroup_begin": (STREAM, "«warpgroup_begin();»", ""),
     "no warpgroup_commit": (STREAM, "«warpgroup_commit();»", ""),
-    "no warpgroup_wait": (STREAM, "«warpgroup_wait();»", ""),
+    "no warpgroup_wait": (STREAM, "«warpgroup_wait<0>();»", ""),
     "input of the first part of a stage": (STREAM, "operand_in_box<32>(input + «part» *", "0"),
     "input of the first rows": (STREAM, "«Tile::warp_m()» * (Tile::kTiles * 512) + half", "0"),
     "the other half of a box": (STREAM, "(Tile::kTiles * 512) + «half» * 32", "(1 - half)"),

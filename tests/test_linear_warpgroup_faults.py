@@ -118,7 +118,7 @@ PRODUCT_FAULTS = {
     "a slice ends early": (WARPGROUP, "stages = «all * (slice + 1) / kSlices»", "all * (slice + 1) / kSlices - (slice == 1)"),
     "no warpgroup_begin": (WARPGROUP, "«warpgroup_begin();»", ""),
     "no warpgroup_commit": (WARPGROUP, "«warpgroup_commit();»", ""),
-    "no warpgroup_wait": (WARPGROUP, "«warpgroup_wait();»", ""),
+    "no warpgroup_wait": (WARPGROUP, "«warpgroup_wait<0>();»", ""),
     "sums left while others multiply": (WARPGROUP, "«barrier_wait(&rings->multiplied, 0);»", ""),
     "sums left while one other multiplies": (END, "(&multiplied, «kMultiplyingWarps»)", "kMultiplyingWarps - 1"),
     "the end of the products not told": (WARPGROUP, "«if (lane == 0) barrier_arrive(&rings->multiplied);»", ""),

@@ -192,13 +192,13 @@ def test_every_order_gives_the_same_bits(emulator, seed):
 
 
 STREAM = "csrc/include/dllm/weight_stream.cuh"
-ROW = "csrc/include/dllm/row_result.cuh"
+ROW, MERGE = "csrc/include/dllm/row_result.cuh", "csrc/include/dllm/merge_results.cuh"
 FAULTS = {
     # name: file, where, and what stands there instead
-    "the parts not merged": (KERNEL, "«part < call.parts»; part += 32", "part < 1"),
-    "the parts read before they are there": (KERNEL, "«wait_for_predecessors();»", ""),
-    "the parts merged before they are there": (KERNEL, "«copies_wait<0>();»", ""),
-    "the parts copied by others not awaited": (KERNEL, "copies_wait<0>();\n    «__syncwarp();»", ""),
+    "the parts not merged": (MERGE, "«part < parts»; part += 32", "part < 1"),
+    "the parts read before they are there": (MERGE, "«wait_for_predecessors();»", ""),
+    "the parts merged before they are there": (MERGE, "«copies_wait<0>();»", ""),
+    "the parts copied by others not awaited": (MERGE, "copies_wait<0>();\n    «__syncwarp();»", ""),
     "the warps not merged": (KERNEL, "«n < Tile::kWarpsN»; ++n", "n < 1"),
     "the warps merged before they are done": (KERNEL, "    «__syncthreads();»", ""),
     "the lanes not merged": (

@@ -21,7 +21,9 @@ namespace dllm {
 DLLM_KERNEL(attention, Attention)
 DLLM_KERNEL(denoise_update, DenoiseUpdate)
 DLLM_KERNEL(linear, Linear)
+DLLM_KERNEL(linear_tiled, TiledLinear)
 DLLM_KERNEL(lm_head, LmHead)
 DLLM_KERNEL(lm_head_chunk, LmHeadChunk)
+DLLM_KERNEL(lm_head_tiled, TiledLmHead)
 
 }  // namespace dllm

@@ -10,9 +10,8 @@
 namespace dllm::emulate {
 namespace {
 
-constexpr uint32_t kSharedBytes = 99 * 1024;  // what a block may have on sm_120
-constexpr uint32_t kThreadsAtOnce = 8192;     // a stack each
-constexpr uint32_t kMostClustered = 8;        // blocks of a cluster on every card that has them
+constexpr uint32_t kThreadsAtOnce = 8192;  // a stack each
+constexpr uint32_t kMostClustered = 8;     // blocks of a cluster on every card that has them
 
 std::vector<Launch> queue;
 std::vector<Block*> alive;
@@ -257,7 +256,7 @@ Policy make_policy(uint64_t seed) {
 void enqueue(Launch launch) {
     launch.blocks = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
     if (launch.blocks == 0 || launch.grid.y > 65535 || launch.grid.z > 65535 || launch.threads == 0 ||
-        launch.threads > 1024 || launch.shared_bytes > kSharedBytes || launch.cluster == 0 ||
+        launch.threads > 1024 || launch.shared_bytes > launch.shared_limit || launch.cluster == 0 ||
         launch.cluster > kMostClustered || launch.grid.x % launch.cluster) {
         fail(launch.kernel + " could not be launched: grid " + name(launch.grid) + " in clusters of " +
              std::to_string(launch.cluster) + ", " + std::to_string(launch.threads) + " threads, " +

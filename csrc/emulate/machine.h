@@ -33,7 +33,7 @@ struct Launch {
     std::string kernel;
     dim3 grid;
     uint32_t cluster;  // blocks of one
-    uint32_t threads, shared_bytes;
+    uint32_t threads, shared_bytes, shared_limit;
     void (*call)(const void* arguments);
     std::shared_ptr<const void> arguments;
     uint64_t blocks = 0, started = 0, triggered = 0, finished = 0;
@@ -88,14 +88,15 @@ struct Product {
     float* c[32] = {};               // of each lane
     std::vector<float> before = {};  // what c was, if no product before this one has the same
     std::vector<float> values = {};  // [16][8 tiles], once the operands are read
-    bool committed = false;
+    uint64_t group = 0;              // from 1 on, once committed
 };
 
 struct Warp {
     Block* block;
     uint32_t alive = 0, ready = 0;  // a bit a lane
     bool slow = false;
-    size_t place = 0;  // in the list of warps that are ready
+    uint64_t groups = 0;  // of products, committed
+    size_t place = 0;     // in the list of warps that are ready
     Thread* lanes[32] = {};
     std::vector<Meeting> meetings = {};
     std::vector<Product> products = {};

@@ -54,7 +54,7 @@ void read_row(const Block& block, uint64_t word, uint32_t row, float (&values)[1
 void read_operands(const Thread& thread, Product& product) {
     const Block& block = *thread.block;
     const uint32_t columns = product.tiles * 8, first_row = thread.number / 32 % 4 * 16;
-    float a[16][16], b[160][16];
+    float a[16][16], b[256][16];
     for (uint32_t row = 0; row < 16; ++row) read_row(block, product.a, first_row + row, a[row]);
     for (uint32_t column = 0; column < columns; ++column) read_row(block, product.b, column, b[column]);
     product.values.resize(16 * columns);
@@ -160,16 +160,24 @@ void finish_begin(const Meeting& meeting) {
 
 void finish_commit(const Meeting& meeting) {
     note(meeting);
-    for (Product& product : self().warp->products) product.committed = true;
+    Warp& warp = *self().warp;
+    ++warp.groups;
+    for (Product& product : warp.products) {
+        if (product.group == 0) product.group = warp.groups;
+    }
 }
 
 void finish_wait(const Meeting& meeting) {
-    note(meeting);
+    const uint64_t pending = *static_cast<const uint32_t*>(meeting.operands[0]);
+    note(meeting, pending);
     Warp& warp = *self().warp;
+    const auto due = [&](const Product& product) {
+        return product.group > 0 && product.group + pending <= warp.groups;
+    };
     for (Product& product : warp.products) {
-        if (product.committed) complete(self(), product, meeting.where);
+        if (due(product)) complete(self(), product, meeting.where);
     }
-    std::erase_if(warp.products, [](const Product& product) { return product.committed; });
+    std::erase_if(warp.products, due);
     for (Product& product : warp.products) {
         if (product.before.empty()) hold(warp, product);
     }
@@ -205,9 +213,9 @@ void warpgroup_begin(Where where) {
 
 void warpgroup_commit(Where where) { meet(kAllLanes, nullptr, finish_commit, "warpgroup_commit", where); }
 
-void warpgroup_wait(Where where) {
+void warpgroup_wait(uint32_t pending, Where where) {
     if (chance(0.25)) yield();
-    meet(kAllLanes, nullptr, finish_wait, "warpgroup_wait", where);
+    meet(kAllLanes, &pending, finish_wait, "warpgroup_wait", where);
 }
 
 void check_products_at_end(const Thread& thread) {

@@ -86,7 +86,7 @@ __device__ __forceinline__ void multiply(float (&sums)[Cut::kTiles][4], Rings* r
             warpgroup_mma<Cut::kTiles>(sums, a, b);
         }
         warpgroup_commit();
-        warpgroup_wait();
+        warpgroup_wait<0>();
         if (threadIdx.x % 32 == 0) {
             if (stage + weights_depth < stages) barrier_arrive(rings->weights_empty + weights_slot);
             if (stage + input_depth < stages) barrier_arrive(rings->input_empty + input_slot);

@@ -11,8 +11,8 @@
 #include "dllm/grid.cuh"
 #include "dllm/kernels.h"
 #include "dllm/launch.cuh"
+#include "dllm/merge_results.cuh"
 #include "dllm/philox.cuh"
-#include "dllm/row_result.cuh"
 #include "dllm/weight_stream.cuh"
 
 namespace dllm {
@@ -29,9 +29,6 @@ struct Layout {
     static constexpr int kRing = (kResults + Tile::kWarpsN * Tile::kRows * sizeof(RowResult) + 511) / 512 * 512;
     static constexpr int bytes(int stages) { return kRing + Tile::ring_bytes(stages); }
 };
-
-// A row of the workspace has places for so many parts: a multiple of 16 bytes.
-__host__ __device__ __forceinline__ uint32_t places(uint32_t parts) { return (parts + 3) / 4 * 4; }
 
 // Entry k of a lane's row i, which lane 4 g + t has at row 8 (i / 2) + 2 t + i % 2 of its warp's.
 template <typename Tile>
@@ -249,35 +246,13 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
     }
 }
 
-// A warp merges a row's parts, which it brings into shared memory all at once.
-__global__ void __launch_bounds__(32) lm_head_merge_kernel(const LmHead call) {
-    launch_dependents();
-    wait_for_predecessors();
-    const uint32_t row = blockIdx.x, bytes = places(call.parts) * sizeof(RowResult);
-    const char* const source = reinterpret_cast<const char*>(call.workspace) + static_cast<size_t>(row) * bytes;
-    for (uint32_t byte = threadIdx.x * 16; byte < bytes; byte += 32 * 16) {
-        copy_16(shared_memory() + byte, source + byte, true);
-    }
-    copies_commit();
-    copies_wait<0>();
-    __syncwarp();
-    const RowResult* const parts = reinterpret_cast<const RowResult*>(shared_memory());
-    const bool with_sum = call.logprobs != nullptr;
-    RowResult result = no_result();
-    for (uint32_t part = threadIdx.x; part < call.parts; part += 32) {
-        result = merged(result, parts[part], with_sum);
-    }
-    result = merged_over_warp(result, with_sum);
-    if (threadIdx.x == 0) write_token(result, row, call.tokens, call.logprobs);
-}
-
 template <typename Tile>
 void launch_lm_head(const LmHead& call, cudaStream_t stream) {
     const uint32_t row_blocks = (call.rows - 1) / Tile::kRows + 1;
     launch("lm_head", call.logprobs ? lm_head_kernel<Tile, true> : lm_head_kernel<Tile, false>,
            dim3(row_blocks, call.parts), Tile::kThreads, Layout<Tile>::bytes(call.ring_stages), stream, call,
            tensor_map(call.hidden, call.rows, call.width, Tile::kRows));
-    launch("lm_head", lm_head_merge_kernel, dim3(call.rows), 32, places(call.parts) * sizeof(RowResult), stream, call);
+    merge_results(call.workspace, call.rows, call.parts, call.tokens, call.logprobs, stream);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_kernels.ops import tiled_linear as tiled
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.modulate import modulate
 from dllm_kernels.ops.packing import PackedWeight
@@ -55,21 +56,30 @@ def linear(
         x: [B, T, K].
         constants: the folded layer.
         gelu: exact GELU after the bias.
-        residual: added last; broadcasts to [B, T, N].
+        residual: [B, T, N] or [1, T, N], added last.
         batch_invariant: every sample is multiplied on its own, so that its result does not depend on the batch.
         backend: who computes it (dispatch.py).
 
     Returns:
         [B, T, N] in x's dtype.
     """
+    if batch_invariant and x.shape[0] > 1:
+        parts = [None] * len(x) if residual is None else residual.expand(len(x), -1, -1).split(1)
+        # A clone starts at an aligned address whatever the sample's place in the batch.
+        samples = zip(x.split(1), parts, strict=True)
+        return torch.cat([_apply(sample.clone(), constants, gelu, part, backend) for sample, part in samples])
+    return _apply(x, constants, gelu, residual, backend)
+
+
+def _apply(x: Tensor, constants: LinearConstants, gelu: bool, residual: Tensor | None, backend: str) -> Tensor:
+    c = constants
+    if backend == "auto" and tiled.serves(x, c.weight):
+        u = x if c.column_sums is None else modulate(x, c.scale, eps=EPS)
+        added = None if residual is None else residual.contiguous()
+        return tiled.tiled_linear(u.contiguous(), c.weight, c.bias, c.gate, added, gelu)
     if backend == "triton":
         backend = "auto"  # no Triton GEMM beats the library's; the other ops around it are Triton's
-    compute = select("linear", x.device, backend).function
-    if batch_invariant and x.shape[0] > 1:
-        # A clone starts at an aligned address whatever the sample's place in the batch.
-        y = torch.cat([compute(sample.clone(), constants, gelu) for sample in x.split(1)])
-    else:
-        y = compute(x, constants, gelu)
+    y = select("linear", x.device, backend).function(x, c, gelu)
     return y if residual is None else y.add_(residual)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dllm_kernels.diffusion.noise import GUMBEL_NOISE, gumbels, uniforms, words
 from dllm_kernels.extension import cuda_obstacle, load
+from dllm_kernels.ops import tiled_lm_head as tiled
 from dllm_kernels.ops.dispatch import implementation, select, triton_obstacle
 from dllm_kernels.ops.noise import validate_scalars
 
@@ -175,6 +176,8 @@ def _lm_head(
 ) -> tuple[Tensor, Tensor]:
     """`lm_head`, with an empty tensor for no log-probabilities, since an op always returns as many tensors."""
     _validate(hidden, weight, bias, temperature, seed, first_sample)
+    if backend == "auto" and not batch_invariant and tiled.serves(hidden, weight, bias):
+        return tiled.tiled_lm_head(hidden.contiguous(), weight, bias, temperature, seed, first_sample, logprobs)
     if backend == "auto" and hidden.dtype == torch.float64:
         backend = "torch"
     function = select("lm_head", hidden.device, backend).function

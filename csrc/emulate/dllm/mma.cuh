@@ -22,7 +22,7 @@ uint64_t operand_in_box(const void* shared, uint32_t columns, Where where);
 void warpgroup_mma(float* c, uint32_t tiles, uint64_t a, uint64_t b, Where where);
 void warpgroup_begin(Where where);
 void warpgroup_commit(Where where);
-void warpgroup_wait(Where where);
+void warpgroup_wait(uint32_t pending, Where where);
 
 }  // namespace emulate
 
@@ -59,6 +59,9 @@ inline void warpgroup_begin(emulate::Where where = emulate::Where::current()) { 
 
 inline void warpgroup_commit(emulate::Where where = emulate::Where::current()) { emulate::warpgroup_commit(where); }
 
-inline void warpgroup_wait(emulate::Where where = emulate::Where::current()) { emulate::warpgroup_wait(where); }
+template <int kPending>
+void warpgroup_wait(emulate::Where where = emulate::Where::current()) {
+    emulate::warpgroup_wait(kPending, where);
+}
 
 }  // namespace dllm

@@ -65,7 +65,7 @@ __device__ void product(float* output, uint64_t a, uint64_t b) {
     __syncthreads();
     if (threadIdx.x == 0) *reinterpret_cast<bf16*>(shared_memory() + kX) = to_bf16(99);
     __syncthreads();
-    warpgroup_wait();
+    warpgroup_wait<0>();
     put(output, 1, c);
 }
 
@@ -77,11 +77,26 @@ __device__ void groups(float* output) {
     warpgroup_mma<8>(c, x_operand(), y_operand(1));
     warpgroup_commit();
     warpgroup_mma<8>(d, x_operand(), y_operand(0));
-    warpgroup_wait();
+    warpgroup_wait<0>();
     put(output, 0, c);
     put(output, 1, d);
     warpgroup_commit();
-    warpgroup_wait();
+    warpgroup_wait<0>();
+    put(output, 2, d);
+}
+
+// output [3][64, 64]: of two groups the first, and the last before and after it is waited for.
+__device__ void pending(float* output) {
+    float c[8][4] = {}, d[8][4] = {};
+    warpgroup_begin();
+    warpgroup_mma<8>(c, x_operand(), y_operand(0));
+    warpgroup_commit();
+    warpgroup_mma<8>(d, x_operand(), y_operand(1));
+    warpgroup_commit();
+    warpgroup_wait<1>();
+    put(output, 0, c);
+    put(output, 1, d);
+    warpgroup_wait<0>();
     put(output, 2, d);
 }
 
@@ -100,14 +115,14 @@ __device__ void breaks_a_rule_of_products(const ToyHopper& p) {
         case 102:  // waits for nothing
             warpgroup_begin();
             warpgroup_mma<8>(c, x_operand(), y_operand(0));
-            warpgroup_wait();
+            warpgroup_wait<0>();
             break;
         case 103:
             warpgroup_begin();
             warpgroup_mma<8>(c, x_operand(), y_operand(0));
             warpgroup_commit();
             c[7][3] = 0;
-            warpgroup_wait();
+            warpgroup_wait<0>();
             break;
         case 104:  // two places
             if (warp < 3) {
@@ -123,7 +138,7 @@ __device__ void breaks_a_rule_of_products(const ToyHopper& p) {
             warpgroup_begin();
             warpgroup_mma<8>(c, x_operand(), y_operand(warp / 3));
             warpgroup_commit();
-            warpgroup_wait();
+            warpgroup_wait<0>();
             break;
         case 107:
             warpgroup_begin();
@@ -155,7 +170,7 @@ __device__ void breaks_a_rule_of_products(const ToyHopper& p) {
             break;
         case 115:  // a new group without a new beginning
             warpgroup_begin();
-            warpgroup_wait();
+            warpgroup_wait<0>();
             warpgroup_mma<8>(c, x_operand(), y_operand(0));
             break;
     }
@@ -173,6 +188,9 @@ __global__ void product_kernel(const ToyHopper p, const __grid_constant__ Tensor
             break;
         case 2:
             groups(p.output);
+            break;
+        case 3:
+            pending(p.output);
             break;
         default:
             breaks_a_rule_of_products(p);

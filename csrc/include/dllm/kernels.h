@@ -80,6 +80,22 @@ void linear(const Linear& call, cudaStream_t stream);
 // and of a block's 16 outputs the packing has the order of ops/packing.py. `linear` calls it.
 void linear_warpgroup(const Linear& call, cudaStream_t stream);
 
+// A linear layer for many rows: y = act((x W^T) gate + bias) + residual, on Hopper; meaning: ops/tiled_linear.py. All
+// is bfloat16 but gate; weight is [outputs, width] as it is. gate and residual [residual_rows, outputs] (as above) may
+// be null. `blocks` is the most that the card runs at once, one an SM.
+struct TiledLinear {
+    const void* weight;
+    const void* input;
+    const void* bias;
+    const float* gate;
+    const void* residual;
+    void* output;
+    uint32_t rows, outputs, width, residual_rows, blocks;
+    bool gelu;
+};
+
+void linear_tiled(const TiledLinear& call, cudaStream_t stream);
+
 // The lm_head; meaning: dllm_kernels/ops/lm_head.py. weight is packed for a block's outputs (ops/packing.py),
 // hidden [rows, width] is bfloat16, row r is token r % length of sample r / length; the vocabulary is cut into `parts`,
 // at most as many as there are blocks of outputs. workspace holds 5 values for each row and part, where parts are
@@ -99,6 +115,23 @@ struct LmHead {
 };
 
 void lm_head(const LmHead& call, cudaStream_t stream);
+
+// The same for many rows, on Hopper; weight [vocab_size, width] is as it is. The workspace is as above; `blocks` is the
+// most that the card runs at once, one an SM.
+struct TiledLmHead {
+    const void* weight;
+    const void* hidden;
+    const float* bias;
+    const float* temperature;
+    const int64_t* seed;
+    const int64_t* first_sample;
+    float* workspace;
+    int64_t* tokens;
+    float* logprobs;
+    uint32_t rows, length, vocab_size, width, parts, blocks;
+};
+
+void lm_head_tiled(const TiledLmHead& call, cudaStream_t stream);
 
 // The lm_head where a library multiplies: logits [rows, pitch] hold x . w of the entries begin to end of the
 // vocabulary. Calls from begin = 0 on, in order, carry `state` on (5 values a row); the one that reaches vocab_size

@@ -58,7 +58,7 @@ __device__ __forceinline__ uint64_t operand_in_box(const void* shared) {
 template <int kTiles>
 __device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
     static_assert(kTiles == 4 || kTiles == 8 || kTiles == 10 || kTiles == 12 || kTiles == 16 || kTiles == 18 ||
-                  kTiles == 20);
+                  kTiles == 20 || kTiles == 32);
 #define DLLM_C(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
 #define DLLM_C2(n) DLLM_C(n), DLLM_C(n + 1)
 #define DLLM_C4(n) DLLM_C2(n), DLLM_C2(n + 2)
@@ -75,6 +75,11 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a,
 #define DLLM_PLACES_16 DLLM_PLACES_12 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define DLLM_PLACES_18 DLLM_PLACES_16 ", %64, %65, %66, %67, %68, %69, %70, %71"
 #define DLLM_PLACES_20 DLLM_PLACES_16 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define DLLM_PLACES_32                                                                             \
+    DLLM_PLACES_20                                                                                 \
+    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"             \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+    ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
     if constexpr (kTiles == 4) {
         DLLM_PRODUCT("32", DLLM_PLACES_4, "%16, %17", DLLM_C4(0));
     } else if constexpr (kTiles == 8) {
@@ -89,7 +94,11 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a,
         DLLM_PRODUCT("144", DLLM_PLACES_18, "%72, %73", DLLM_C4(0), DLLM_C4(4), DLLM_C4(8), DLLM_C4(12), DLLM_C2(16));
     } else if constexpr (kTiles == 20) {
         DLLM_PRODUCT("160", DLLM_PLACES_20, "%80, %81", DLLM_C4(0), DLLM_C4(4), DLLM_C4(8), DLLM_C4(12), DLLM_C4(16));
+    } else if constexpr (kTiles == 32) {
+        DLLM_PRODUCT("256", DLLM_PLACES_32, "%128, %129", DLLM_C4(0), DLLM_C4(4), DLLM_C4(8), DLLM_C4(12), DLLM_C4(16),
+                     DLLM_C4(20), DLLM_C4(24), DLLM_C4(28));
     }
+#undef DLLM_PLACES_32
 #undef DLLM_PLACES_20
 #undef DLLM_PLACES_18
 #undef DLLM_PLACES_16
@@ -109,9 +118,13 @@ __device__ __forceinline__ void read_and_write(float& value) { asm volatile("" :
 // Before the first product of a group, and after what the threads did to c.
 __device__ __forceinline__ void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// The products since the last commit are one group; warpgroup_wait returns when all groups are complete.
+// The products since the last commit are one group; warpgroup_wait returns when all but the last kPending groups are
+// complete.
 __device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-__device__ __forceinline__ void warpgroup_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void warpgroup_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
 
 }  // namespace dllm

@@ -59,8 +59,7 @@ __device__ __forceinline__ float gelu(float x) {
     const float t = __fdividef(1.0f, 1.0f + 0.23164189f * fabsf(x));
     const float polynomial =
         t * (0.127414796f + t * (-0.142248368f + t * (0.71070687f + t * (-0.726576013f + t * 0.53070271f))));
-    const float tail = polynomial * __expf(-0.5f * x * x);
-    return x * (x < 0 ? tail : 1.0f - tail);
+    return fmaxf(x, 0.0f) - fabsf(x) * (polynomial * __expf(-0.5f * x * x));
 }
 
 }  // namespace dllm

@@ -181,7 +181,7 @@ class WeightStream {
             }
         }
         warpgroup_commit();
-        warpgroup_wait();
+        warpgroup_wait<0>();
         hold(sums);
     }
 
