@@ -47,6 +47,17 @@ def test_the_linear_by_warpgroups(built):
 
 
 @needs_module
+def test_the_linear_in_tiles(built):
+    found = [kernel for kernel in built if kernel.title.startswith("linear_tiled<")]
+    assert len(found) == 2 and {kernel.architecture for kernel in found} == {"sm_90a"}
+    for kernel in found:
+        assert kernel.defects() == [], kernel.title
+        assert kernel.count("UTMALDG") >= 2 and kernel.count("HGMMA") >= 4 and kernel.count("HMMA") == 0, kernel.title
+        # A block of 384 threads on an SM.
+        assert kernel.usage["REG"] * 384 <= 65_536, kernel.title
+
+
+@needs_module
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
 def test_streamed_kernels_have_the_instructions_meant(built, architecture):
     streamed = [k for k in built if k.architecture == architecture and k.title.startswith(("linear<", "lm_head<"))]

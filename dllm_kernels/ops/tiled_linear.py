@@ -31,7 +31,7 @@ def wins(multiprocessors: int, rows: int, outputs: int) -> bool:
     """Whether a layer fills a card's SMs with tiles well enough to be faster than the library's product and what follows."""
     tiles = -(-rows // TILE_ROWS) * -(-outputs // TILE_OUTPUTS)
     rounds = -(-tiles // multiprocessors)
-    return rows * outputs >= LEAST_SHARE * rounds * multiprocessors * TILE_ROWS * TILE_OUTPUTS
+    return rows > 0 and rows * outputs >= LEAST_SHARE * rounds * multiprocessors * TILE_ROWS * TILE_OUTPUTS
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
