@@ -46,7 +46,9 @@ def _fours(count: int) -> int:
     return (count + 3) // 4 * 4
 
 
-@implementation("lm_head", "triton", triton_obstacle)
+@implementation(
+    "lm_head", "triton", triton_obstacle, f"but on Hopper CUDA's tiles, for bfloat16 from {tiled.LEAST_ROWS} rows on"
+)
 def _triton(hidden, weight, bias, temperature, seed, first_sample, logprobs: bool, batch_invariant: bool):
     if hidden.dtype == torch.float64:
         raise ValueError("the triton implementation of lm_head computes in float32, and hidden is float64")

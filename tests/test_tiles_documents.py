@@ -1,0 +1,121 @@
+"""What docs/kernels.md says of the tiles, and of what was tried around a layer, is what was measured."""
+
+import json
+import statistics
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TILES = json.loads((RESULTS / "2026-11-28-h200-tiles.json").read_text())
+LAYERS = json.loads((RESULTS / "2026-11-28-h200-layer-experiments.json").read_text())
+KERNELS = (ROOT / "docs" / "kernels.md").read_text()
+WHOLE = " ".join(KERNELS.split())
+NOW = "16 together, a stage's products under way"
+
+
+def by_shape(rows: list[dict]) -> dict[tuple, dict]:
+    return {(row["rows"], row["outputs"], row["width"]): row for row in rows}
+
+
+def test_the_table_of_the_linear():
+    for (rows, outputs, width), row in by_shape(TILES["linear"]["rows"]).items():
+        both, us = row["library_with_what_follows_us"], row["tiles_us"][NOW]
+        times = f"{row['library_us']:.1f} | {min(both):.1f} - {max(both):.1f} | {us:.1f} | {min(both) / us:.2f}"
+        assert f"| {rows:,} | {outputs} x {width} | {times} |\n" in KERNELS
+
+
+def test_the_table_of_the_lm_head():
+    for row in TILES["lm_head"]["rows"]:
+        library = row.get("library_product_and_argmax_ms")
+        times = f"{'-' if library is None else f'{library:.2f}'} | {row['triton_ms']:.2f} | {row['tiles_ms']:.2f}"
+        asked = f"{row['batch']} | {row['temperature']:g} | {'yes' if row['logprobs'] else 'no'}"
+        assert f"| {asked} | {times} |\n" in KERNELS
+        assert row["tokens_equal_triton"] == 1
+
+
+def test_what_the_linear_took():
+    first, now = by_shape(TILES["linear_first_version"]["rows"]), by_shape(TILES["linear"]["rows"])
+    up, many, timed = (4096, 8192, 2048), (16384, 8192, 2048), "tiles_us"
+    older, newer, large = first[up][timed], now[up][timed], first[many][timed]
+    triton = by_shape(TILES["linear_in_triton"]["rows"])[up]
+    for sentence in (
+        f"took {older['16 together']:.1f} us for 8192 x 2048 with GELU and "
+        f"{older['only the last tile finished, under way']:.1f} where",
+        f"asked for at once made it {newer['16 together']:.1f}, and",
+        f"is waited for {newer[NOW]:.1f}.",
+        f"two blocks ({newer['multicast, under way, 32 together']:.1f}:",
+        f"32 columns ({older['stages of 32 columns, under way']:.1f} beside {older[NOW]:.1f})",
+        f"({older['8 together, under way']:.1f} and {older['32 together, under way']:.1f}; 16,384 rows "
+        f"{large['8 together, under way']:.0f} and {large['32 together, under way']:.0f} beside {large[NOW]:.0f})",
+        f"with the same tile ({triton['us']:.1f})",
+    ):
+        assert sentence in WHOLE, sentence
+    assert triton["tile"] == [128, 256] and triton["persistent"]
+
+
+def test_the_energy():
+    for row in TILES["energy_of_a_launch"]["rows"]:
+        spent = (f"{row[name]['us']:.0f} us, {row[name]['mJ']:.0f} mJ" for name in ("library_alone", "library", "tiles"))
+        assert f"| {row['outputs']} x {row['width']} | {row['what_follows']} | {' | '.join(spent)} |\n" in KERNELS
+    up = TILES["energy_of_a_launch"]["rows"][0]
+    assert f"saves {1 - up['tiles']['mJ'] / up['library']['mJ']:.0%} of the energy" in WHOLE
+
+
+def test_generations_at_the_power_limit():
+    rows = TILES["generation_of_64_sustained"]["rows"]
+
+    def of(contender: str, key: str) -> list[float]:
+        return [row[key] for row in rows if row["contender"] == contender and key in row]
+
+    ours, graph = "FusedSampler", "SDPA graph"
+    mean = {(who, key): statistics.mean(of(who, key)) for who in (ours, graph) for key in ("ms", "J")}
+    rested = {who: of(who, "rested_ms")[0] for who in (ours, graph)}
+    for sentence in (
+        f"took {mean[ours, 'ms']:.2f} ms and {mean[ours, 'J']:.1f} J a generation at an SM clock of "
+        f"{of(ours, 'sm_mhz')[0]} MHz",
+        f"in a graph {mean[graph, 'ms']:.2f} ms and {mean[graph, 'J']:.1f} J at {of(graph, 'sm_mhz')[0]}",
+        f"{rested[ours]:.2f} and {rested[graph]:.2f} ms, {rested[graph] / rested[ours]:.2f} times as fast",
+    ):
+        assert sentence in WHOLE, sentence
+    (path,) = RESULTS.glob("*-h200-sweep-batch-*.json")
+    turns = {row["case"]["batch"]: row.get("ratio") for row in json.loads(path.read_text())["rows"] if row["contender"] == ours}
+    assert f"both at one clock, {turns[64]:.2f} times" in WHOLE
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    large = [turns[batch] for batch in (16, 32, 64, 128)]
+    assert f"{min(large):.2f} to {max(large):.2f} times as fast up to 128 samples" in readme
+
+
+def test_attention_with_more_queries_a_tile():
+    wide = next(row["us"] for row in TILES["attention"] if (row["batch"], row["head_dim"]) == (64, 256))
+    narrow = next(row["us"] for row in TILES["attention"] if row["head_dim"] == 64)
+    tile = "triton 64, 32, 4, 2"
+    assert f"takes {wide[tile]:.1f} us for 64 samples of 8 heads of 256 where SDPA takes {wide['torch']:.1f}" in WHOLE
+    assert f"and {narrow[tile]:.1f} beside {narrow['torch']:.1f} for 12 heads of 64" in WHOLE
+
+
+def test_what_was_tried_around_a_layer():
+    resident = {width: LAYERS["resident_in_l2"][width] for width in ("2048", "5120")}
+    deep = LAYERS["stages_of_32_columns"]["2048"]
+    without = {width: next(row["us"] for row in rows if row["more"] == "loop=4") for width, rows in resident.items()}
+    within = {width: min(row["us"] for row in rows if "res=" in row["more"]) for width, rows in resident.items()}
+    wanted = {"qkv": "L128,1", "out": "L80,2", "up": "L160,1", "down": "L80,2"}
+    alone = min(
+        row["us"]
+        for rows in LAYERS["one_block_an_sm_at_5120"].values()
+        for row in rows
+        if all(row["cuts"][name].startswith(cut) for name, cut in wanted.items())
+    )
+    middle = {name: statistics.median(us) for name, us in LAYERS["peers_in_rotated_order_2048"].items()}
+    rows = LAYERS["row_statistics_of_16_outputs"]
+    small, large = (
+        {how: statistics.median(rows[how][width]) for how in ("now", "of 16 outputs")} for width in ("2048", "5120")
+    )
+    for sentence in (
+        f"where the layers took {resident['2048'][0]['us']:.2f} and {resident['5120'][0]['us']:.2f}:",
+        f"{without['2048']:.2f} without, at best {within['2048']:.2f} with ({without['5120']:.2f} and {within['5120']:.2f})",
+        f"at best {alone:.2f}, since",
+        f"{deep[0]['us']:.2f}, and {min(row['us'] for row in deep):.2f} with the best of 2,093 cuts",
+        f"{middle['rotated']:.2f} beside {middle['usual']:.2f}",
+        f"{small['of 16 outputs']:.2f} beside {small['now']:.2f} ({large['of 16 outputs']:.2f} beside {large['now']:.2f})",
+    ):
+        assert sentence in WHOLE, sentence
