@@ -14,10 +14,11 @@ from dllm_kernels import extension
 from dllm_kernels.diffusion.noise import GUMBEL_NOISE, gumbels, uniforms
 from dllm_kernels.kernels.stream import SHARED_BYTES, StreamConfig
 from dllm_kernels.ops import lm_head as op
+from dllm_kernels.ops import stream_lm_head as stream_lm_head_file
 from dllm_kernels.ops.dispatch import select
 from dllm_kernels.ops.lm_head import lm_head
 from dllm_kernels.ops.packing import PackedWeight, pack
-from dllm_kernels.ops.stream_lm_head import FEW_ROWS, MANY_ROWS, choose, parts, shared_bytes, stream_lm_head
+from dllm_kernels.ops.stream_lm_head import FEW_ROWS, MANY_ROWS, choose, cut_for, parts, shared_bytes, stream_lm_head
 from tests.numerics import assert_contract
 from tests.test_extension import CSRC, NVCC, defects, functions, needs_gpu, needs_module, needs_nvcc
 from tests.test_lm_head import (
@@ -111,6 +112,16 @@ def test_cuts_fit_the_shared_memory_and_the_card():
 def test_the_cut_is_chosen_by_the_rows():
     assert [choose(rows, False) for rows in (1, 64, 65, 256)] == [FEW_ROWS, FEW_ROWS, MANY_ROWS, MANY_ROWS]
     assert choose(4096, batch_invariant=True) == FEW_ROWS
+
+
+def test_auto_streams_what_was_timed(monkeypatch):
+    monkeypatch.setattr(stream_lm_head_file, "obstacle", lambda *_: None)
+    cpu = torch.device("cpu")
+    for width, expected in ((2048, FEW_ROWS), (5120, FEW_ROWS), (5128, None)):
+        assert cut_for(64, width, BFLOAT, cpu, "auto") == expected
+    assert cut_for(65, 2048, BFLOAT, cpu, "auto") is None and cut_for(64, 2048, BFLOAT, cpu, "triton") is None
+    assert cut_for(65, 8192, BFLOAT, cpu, "cuda") == MANY_ROWS
+    assert cut_for(4096, 5120, BFLOAT, cpu, "auto", as_for=64) == FEW_ROWS
 
 
 @needs_module

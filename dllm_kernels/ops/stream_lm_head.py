@@ -9,13 +9,15 @@ from torch import Tensor
 
 from dllm_kernels.device import multiprocessors, shared_memory
 from dllm_kernels.extension import cuda_obstacle, load
-from dllm_kernels.kernels.stream import BARRIER_BYTES, MOST_ROWS, MOST_WIDTH, RESERVED_BYTES, SHARED_BYTES, StreamConfig
+from dllm_kernels.kernels.stream import BARRIER_BYTES, MOST_ROWS, RESERVED_BYTES, SHARED_BYTES, StreamConfig
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.lm_head import lm_head, validate_shared
 from dllm_kernels.ops.packing import PackedWeight, unpack
 
 FEW_ROWS, MANY_ROWS = StreamConfig((8, 1, 2, 8, 1), 1, 4), StreamConfig((4, 2, 2, 8, 1), 1, 7)
 """The cuts that csrc/kernels/lm_head.cu has code for: blocks of 64 rows by 256 entries, and of 128 by 128."""
+LARGEST_WIDTH = 5120
+"""The largest width with which it was timed, and faster than the library (docs/kernels.md)."""
 BLOCKS = 2
 """Blocks of an SM, where its shared memory allows."""
 _RESULT_BYTES = 20
@@ -40,7 +42,7 @@ def cut_for(
 ) -> StreamConfig | None:
     """The cut to pack a weight [V, width] for, or None where it is not to be streamed: see ops/stream_linear.py."""
     rows = as_for or rows
-    wanted = backend == "cuda" or (backend == "auto" and rows <= MOST_ROWS and width <= MOST_WIDTH)
+    wanted = backend == "cuda" or (backend == "auto" and rows <= MOST_ROWS and width <= LARGEST_WIDTH)
     return choose(rows, as_for is not None) if wanted and obstacle(width, dtype, device) is None else None
 
 
@@ -56,7 +58,7 @@ def parts(packed_tiles: int, config: StreamConfig, multiprocessors: int, shared_
     return min(packed_tiles, blocks * multiprocessors)
 
 
-@implementation("stream_lm_head", "cuda", cuda_obstacle, f"bfloat16, up to {MOST_ROWS} rows and a width of {MOST_WIDTH}")
+@implementation("stream_lm_head", "cuda", cuda_obstacle, f"bfloat16, up to {MOST_ROWS} rows and a width of {LARGEST_WIDTH}")
 def _cuda(hidden, weight, bias, temperature, seed, first_sample, vocab_size: int, config: list[int], logprobs: bool):
     batch, length, width = hidden.shape
     count = parts(len(weight), _cut(config), multiprocessors(hidden.device), shared_memory(hidden.device))
