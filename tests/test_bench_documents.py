@@ -152,6 +152,16 @@ class TestDocument:
         assert "**Incomplete.**" in text
         assert "Not steady: steps 10, batch 1, seq_len 64, prompt 0: the card was throttled; steps 4" in text
 
+    def test_a_clock_that_was_held_down_is_told(self):
+        result = sweep((1, 16, 64), float)
+        result.rows[0].sm_mhz, result.rows[1].sm_mhz, result.rows[2].sm_mhz = 1965.0, 1815.0, 1650.0
+        told = "The SM clock was held down to as little as 1650 of 1980 MHz at: "
+        cases = "steps 10, batch 16, seq_len 64, prompt 0; steps 10, batch 64, seq_len 64, prompt 0."
+        assert told + cases in document([result], {})
+        for row in result.rows:
+            row.sm_mhz = 1965.0
+        assert "held down" not in document([result], {})
+
     def test_unsteady_points_are_not_fitted(self):
         result = sweep((1, 2, 4, 8), float)
         result.rows[1].unstable = "throttled"

@@ -13,6 +13,7 @@ BEGIN, END = "<!-- written by dllm-kernels report: begin -->", "<!-- end -->"
 AXES = {"length": "seq_len", "batch": "batch", "steps": "steps", "prompt": "prompt"}
 _ORDER = ["table", "autotune", "ops", "sweep", "bench"]
 _COMMAND = "pytest benchmarks/ --benchmark-only"
+_FULL_CLOCK = 0.97  # of the card's most: NVML's steps are 15 MHz
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -176,10 +177,24 @@ def _section(result: Result) -> list[str]:
     text += [f"Growth of {line}" for line in growths(result)] if kind == "sweep" else []
     unstable = dict.fromkeys(f"{_short(row.case)}: {row.unstable}" for row in result.rows if row.unstable)
     text += [f"Not steady: {'; '.join(unstable)}."] if unstable else []
+    text += _power(result)
     missing = dict.fromkeys(f"{row.contender}: {row.reason}" for row in result.rows if row.reason)
     text += [f"Without a time: {'; '.join(missing)}."] if missing else []
     text += [f"Left out: {sentence}." for sentence in result.left_out]
     return text
+
+
+def _power(result: Result) -> list[str]:
+    """Where the card's power or heat held its clock down: contenders in turns then leave each other more of it, or less."""
+    most = result.machine.get("most_sm_mhz")
+    slow = [row for row in result.rows if most and row.sm_mhz and row.sm_mhz < _FULL_CLOCK * most]
+    if not slow:
+        return []
+    cases, least = dict.fromkeys(_short(row.case) for row in slow), min(row.sm_mhz for row in slow)
+    return [
+        f"The SM clock was held down to as little as {least:.0f} of {most} MHz at: {'; '.join(cases)}. "
+        "A contender's time there depends on what the card did just before ([kernels.md](kernels.md), Power)."
+    ]
 
 
 def _short(case: dict) -> str:
