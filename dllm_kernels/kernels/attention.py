@@ -1,8 +1,9 @@
 """Attention forward in Triton: online softmax over tiles of keys (FlashAttention, arXiv:2205.14135, 2307.08691).
 
 A head dimension D is one or two power-of-two pieces, D0 + D1: 640 is 512 + 128, and not padded to 1024. Where no two pieces
-add up to D, the last one is padded. A program owns a tile of queries of one head of one sample, and tiles depend on lengths
-and D only, so a sample's result does not depend on its batch (definition: ops/attention.py).
+add up to D, the last one is padded. A program owns a tile of queries of one head of one sample. Tiles depend on lengths, on D
+and on whether the heads of all samples are a crowd; below that a sample's result does not depend on its batch (definition:
+ops/attention.py).
 """
 
 import math
@@ -51,6 +52,12 @@ MANY_QUERIES = FEW_QUERIES | {
 }
 
 
+# With as many heads of all samples as this, more rows a tile for few queries too: each key is read once, not four times (timed
+# on an H200, docs/kernels.md).
+CROWD = 512
+CROWDED = FEW_QUERIES | {64: Config(64, 32, 4, 2), 128: Config(64, 32, 4, 2)}
+
+
 def pieces(head_dim: int) -> tuple[int, int]:
     """Powers of two D0 >= 16 and D1 (0, or >= 16), D0 the largest that fits, whose sum is the least that holds head_dim."""
     first = max(16, 1 << (head_dim.bit_length() - 1))
@@ -62,9 +69,10 @@ def lookup(table: dict[int, Config], width: int) -> Config:
     return table[min(limit for limit in table if limit >= width)]
 
 
-def forward_config(head_dim: int, queries: int) -> Config:
-    """The forward's launch configuration. It must not depend on the batch."""
-    return lookup(FEW_QUERIES if queries <= SHORT else MANY_QUERIES, sum(pieces(head_dim)))
+def forward_config(head_dim: int, queries: int, heads: int) -> Config:
+    """The forward's launch configuration, for so many heads of all samples."""
+    few = CROWDED if heads >= CROWD else FEW_QUERIES
+    return lookup(few if queries <= SHORT else MANY_QUERIES, sum(pieces(head_dim)))
 
 
 @triton.jit
@@ -209,7 +217,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, 
     batch, queries, heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
-    config = forward_config(head_dim, queries)
+    config = forward_config(head_dim, queries, batch * heads)
     first, second = pieces(head_dim)
     attention_forward_kernel[(triton.cdiv(queries, config.rows) * heads * batch,)](
         q,
@@ -250,10 +258,12 @@ def specialization(kernel: triton.JITFunction, config: Config, dtype: torch.dtyp
     return Specialization(name, kernel, signature, constants, config.num_warps, config.num_stages)
 
 
-def forward_specialization(head_dim: int, queries: int, dtype: torch.dtype, masked: bool, causal: bool) -> Specialization:
-    """How `attention_forward` launches its kernel for these arguments."""
+def forward_specialization(
+    head_dim: int, queries: int, dtype: torch.dtype, masked: bool, causal: bool, heads: int = 8
+) -> Specialization:
+    """How `attention_forward` launches its kernel for these arguments and so many heads of all samples."""
     first, second = pieces(head_dim)
-    config = forward_config(head_dim, queries)
+    config = forward_config(head_dim, queries, heads)
     return specialization(attention_forward_kernel, config, dtype, masked, CAUSAL=causal, D=head_dim, D0=first, D1=second)
 
 
@@ -271,3 +281,5 @@ def ahead_of_time():
         (128, 1024, torch.bfloat16, True, False),
     ):
         yield forward_specialization(head_dim, queries, dtype, masked, causal)
+    for head_dim, masked, causal in ((64, False, False), (64, True, False), (128, False, False), (128, False, True)):
+        yield forward_specialization(head_dim, 64, torch.bfloat16, masked, causal, CROWD)

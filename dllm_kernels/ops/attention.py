@@ -24,6 +24,10 @@ keys times the head dimension, less below a dimension of 128 (docs/kernels.md, a
 TRITON_WORK, TRITON_FAST_HEAD_DIM = 2**23, 256
 """PyTorch's kernels were faster than Triton's forward beyond this work, without a mask, and beyond this head dimension."""
 
+CROWD, CROWD_LENGTH, CROWD_HEAD_DIM = 512, 128, 128
+"""With as many heads of all samples Triton's forward was the fastest, for up to this many queries and keys and this head
+dimension (kernels/attention.py has tiles of their own for them)."""
+
 _DIFFERENTIABLE = "auto, differentiable"
 """The backend of `attention_forward` for `auto` where a gradient is wanted: the CUDA kernel has no backward."""
 
@@ -145,8 +149,9 @@ def _fastest(q: Tensor, k: Tensor, key_mask: Tensor | None) -> str:
     few = max(queries, k.shape[1]) <= CUDA_LENGTH and work <= (CUDA_WORK if head_dim >= 128 else CUDA_WORK_NARROW)
     if few and not _cuda_gap(q) and not cuda_obstacle(q.device):
         return "cuda"
+    crowd = batch * heads >= CROWD and max(queries, k.shape[1]) <= CROWD_LENGTH and head_dim <= CROWD_HEAD_DIM
     # With a mask PyTorch takes passes over keys and values of its own.
-    many = key_mask is None and work > TRITON_WORK
+    many = key_mask is None and work > TRITON_WORK and not crowd
     return "torch" if many or head_dim > TRITON_FAST_HEAD_DIM else "triton"
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels.kernels.attention import MAX_HEAD_DIM, forward_config, pieces
+from dllm_kernels.kernels import attention as attention_file
+from dllm_kernels.kernels.attention import CROWD, MAX_HEAD_DIM, forward_config, pieces
 from dllm_kernels.ops.attention import attention, attention_forward, reference
 from tests.numerics import assert_contract, poisoned
 
@@ -161,10 +162,23 @@ def test_batch_invariance(device, head_dim, queries, dtype):
 def test_pieces_cover_every_head_dim():
     for head_dim in range(1, MAX_HEAD_DIM + 1):
         first, second = pieces(head_dim)
-        assert head_dim <= first + second and forward_config(head_dim, 64) and forward_config(head_dim, 1024)
+        assert head_dim <= first + second and forward_config(head_dim, 64, 8) and forward_config(head_dim, 1024, 8)
     assert [pieces(n) for n in (16, 96, 320, 640)] == [(16, 0), (64, 32), (256, 64), (512, 128)]
     # Eight heads of 64 queries fill 32 programs.
-    assert forward_config(256, 64).rows == forward_config(640, 64).rows == 16
+    assert forward_config(256, 64, 8).rows == forward_config(640, 64, 8).rows == 16
+    # A crowd of heads fills a card with larger tiles.
+    assert [forward_config(64, 64, heads).rows for heads in (CROWD - 1, CROWD)] == [16, 64]
+    assert forward_config(256, 64, CROWD) == forward_config(256, 64, 8)
+
+
+@pytest.mark.parametrize(("head_dim", "causal", "masked"), [(64, False, True), (128, True, False), (96, True, True)])
+def test_a_crowd_of_heads(device, head_dim, causal, masked, monkeypatch):
+    """Tiles of 64 queries, the last one not full."""
+    monkeypatch.setattr(attention_file, "CROWD", 4)
+    q, k, v = (random(2, 67, 2, head_dim, dtype=BFLOAT, device=device, seed=seed) for seed in (1, 2, 3))
+    mask = torch.rand(2, 67, generator=torch.Generator().manual_seed(2)).to(device) < 0.7 if masked else None
+    assert forward_config(head_dim, 67, 4).rows == 64
+    check(q, k, v, mask, causal)
 
 
 @pytest.mark.parametrize(
