@@ -140,24 +140,27 @@ def test_values_by_warpgroups(arguments):
     check(p, run(emulate.build(KERNEL, flags=emulate.CARDS["hopper"]), p, seed=p["weight"].shape[0]))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-30])
-@pytest.mark.parametrize("chunk", [0, 64])
-def test_special_values(emulator, chunk, temperature):
+def check_special_values(run, width: int, temperature: float, **more: int) -> None:
+    """`run(problem)` on each column of `special_values`: 0 times an infinite weight is NaN, so they have a call each."""
     weight, expected = special_values()
     for column, token in enumerate(expected):
-        # 0 times an infinite weight is NaN, so every column has a call of its own.
         own = weight[:, column : column + 1]
-        p = problem(2, len(weight), 8, temperature, chunk=chunk)
-        hidden = torch.tensor([1.0] + [0.0] * 7).expand(2, 8).bfloat16().contiguous()
-        weights = torch.cat((own, torch.zeros(len(weight), 7)), 1).bfloat16()
-        p |= dict(hidden=hidden, weight=weights, bias=torch.full((len(weight),), 0.5))
-        out = run(emulator, p)
+        p = problem(2, len(weight), width, temperature, **more)
+        hidden = torch.tensor([1.0] + [0.0] * (width - 1)).expand(2, width).bfloat16().contiguous()
+        weights = torch.cat((own, torch.zeros(len(weight), width - 1)), 1).bfloat16()
+        out = run(p | dict(hidden=hidden, weight=weights, bias=torch.full((len(weight),), 0.5)))
         assert out["tokens"].tolist() == [token] * 2, column
         if column in (1, 3, 4):
             assert out["logprobs"].isnan().all(), column
         else:
             logits = (own[:, 0].double() + 0.5).log_softmax(0)
             torch.testing.assert_close(out["logprobs"].double(), logits[[token] * 2], rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30])
+@pytest.mark.parametrize("chunk", [0, 64])
+def test_special_values(emulator, chunk, temperature):
+    check_special_values(lambda p: run(emulator, p), 8, temperature, chunk=chunk)
 
 
 def test_padding_never_wins(emulator):

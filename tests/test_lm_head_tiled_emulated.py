@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests import emulate
 from tests.numerics import poisoned
-from tests.test_lm_head_emulated import INF, NAN, check, outputs, problem, special_values
+from tests.test_lm_head_emulated import INF, NAN, check, check_special_values, outputs, problem
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
 
@@ -54,21 +54,7 @@ def test_values(emulator, arguments):
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-30])
 def test_special_values(emulator, temperature):
-    weight, expected = special_values()
-    for column, token in enumerate(expected):
-        # 0 times an infinite weight is NaN, so every column has a call of its own.
-        own = weight[:, column : column + 1]
-        p = problem(2, len(weight), 256, temperature)
-        hidden = torch.tensor([1.0] + [0.0] * 255).expand(2, 256).bfloat16().contiguous()
-        weights = torch.cat((own, torch.zeros(len(weight), 255)), 1).bfloat16()
-        p |= dict(hidden=hidden, weight=weights, bias=torch.full((len(weight),), 0.5))
-        out = run(emulator, p)
-        assert out["tokens"].tolist() == [token] * 2, column
-        if column in (1, 3, 4):
-            assert out["logprobs"].isnan().all(), column
-        else:
-            logits = (own[:, 0].double() + 0.5).log_softmax(0)
-            torch.testing.assert_close(out["logprobs"].double(), logits[[token] * 2], rtol=3e-7, atol=3e-7)
+    check_special_values(lambda p: run(emulator, p), 256, temperature)
 
 
 def test_padding_never_wins(emulator):

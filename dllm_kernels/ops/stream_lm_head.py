@@ -12,6 +12,7 @@ from dllm_kernels.extension import cuda_obstacle, load
 from dllm_kernels.kernels.stream import BARRIER_BYTES, MOST_ROWS, RESERVED_BYTES, SHARED_BYTES, StreamConfig
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.lm_head import lm_head, validate_shared
+from dllm_kernels.ops.lm_head_parts import RESULT_VALUES, prepare
 from dllm_kernels.ops.packing import PackedWeight, unpack
 
 FEW_ROWS, MANY_ROWS = StreamConfig((8, 1, 2, 8, 1), 1, 4), StreamConfig((4, 2, 2, 8, 1), 1, 7)
@@ -20,7 +21,6 @@ LARGEST_WIDTH = 5120
 """The largest width with which it was timed, and faster than the library (docs/kernels.md)."""
 BLOCKS = 2
 """Blocks of an SM, where its shared memory allows."""
-_RESULT_BYTES = 20
 
 
 def obstacle(width: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -48,7 +48,7 @@ def cut_for(
 
 def shared_bytes(config: StreamConfig) -> int:
     """Shared memory of a block (Layout in csrc/kernels/lm_head.cu)."""
-    before = BARRIER_BYTES + config.tile[0] * config.rows * _RESULT_BYTES
+    before = BARRIER_BYTES + config.tile[0] * config.rows * 4 * RESULT_VALUES
     return -(-before // 512) * 512 + config.stages * config.stage_bytes + config.input_bytes
 
 
@@ -60,35 +60,12 @@ def parts(packed_tiles: int, config: StreamConfig, multiprocessors: int, shared_
 
 @implementation("stream_lm_head", "cuda", cuda_obstacle, f"bfloat16, up to {MOST_ROWS} rows and a width of {LARGEST_WIDTH}")
 def _cuda(hidden, weight, bias, temperature, seed, first_sample, vocab_size: int, config: list[int], logprobs: bool):
-    batch, length, width = hidden.shape
     count = parts(len(weight), _cut(config), multiprocessors(hidden.device), shared_memory(hidden.device))
-    workspace = hidden.new_empty((batch * length, -(-count // 4) * 4, _RESULT_BYTES // 4), dtype=torch.float32)
-    tokens = hidden.new_empty((batch, length), dtype=torch.int64)
-    out = hidden.new_empty((batch, length) if logprobs else 0, dtype=torch.float32)
+    given = (hidden, weight, bias, temperature, seed, first_sample)
+    arguments, tokens, out, _workspace = prepare(*given, vocab_size, count, logprobs)
+    names = ("warps_n", "warps_m", "sixteens", "tiles", "deep", "ring_stages")
     with torch.cuda.device(hidden.device):
-        load().lm_head(
-            weight=weight.data_ptr(),
-            hidden=hidden.data_ptr(),
-            bias=bias.data_ptr(),
-            temperature=temperature.data_ptr(),
-            seed=seed.data_ptr(),
-            first_sample=first_sample.data_ptr(),
-            workspace=workspace.data_ptr(),
-            tokens=tokens.data_ptr(),
-            logprobs=out.data_ptr() if logprobs else 0,
-            rows=batch * length,
-            length=length,
-            vocab_size=vocab_size,
-            width=width,
-            parts=count,
-            warps_n=config[0],
-            warps_m=config[1],
-            sixteens=config[2],
-            tiles=config[3],
-            deep=config[4],
-            ring_stages=config[5],
-            stream=torch.cuda.current_stream(hidden.device).cuda_stream,
-        )
+        load().lm_head(**arguments, **dict(zip(names, config, strict=True)))
     return tokens, out
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dllm_kernels.device import multiprocessors
 from dllm_kernels.extension import load
+from dllm_kernels.ops.lm_head_parts import prepare
 from dllm_kernels.ops.tiled_linear import DEPTH, TILE_OUTPUTS, TILE_ROWS, obstacle
 
 LEAST_ROWS, LEAST_WIDTH = 65, 4 * DEPTH
-_RESULT_VALUES = 5
 
 
 def serves(hidden: Tensor, weight: Tensor, bias: Tensor) -> bool:
@@ -32,29 +32,10 @@ def tiled_lm_head(
     hidden: Tensor, weight: Tensor, bias: Tensor, temperature: Tensor, seed: Tensor, first_sample: Tensor, logprobs: bool
 ) -> tuple[Tensor, Tensor]:
     """What ops/lm_head.py returns, for arguments that it has looked at and that `serves` takes; hidden is contiguous."""
-    batch, length, width = hidden.shape
-    rows, vocab_size, processors = batch * length, len(weight), multiprocessors(hidden.device)
-    count = parts(processors, rows, vocab_size)
-    workspace = hidden.new_empty((rows, -(-count // 4) * 4, _RESULT_VALUES), dtype=torch.float32)
-    tokens = hidden.new_empty((batch, length), dtype=torch.int64)
-    out = hidden.new_empty((batch, length) if logprobs else 0, dtype=torch.float32)
+    vocab_size, processors = len(weight), multiprocessors(hidden.device)
+    count = parts(processors, hidden.shape[:2].numel(), vocab_size)
+    given = (hidden, weight, bias, temperature, seed, first_sample)
+    arguments, tokens, out, _workspace = prepare(*given, vocab_size, count, logprobs)
     with torch.cuda.device(hidden.device):
-        load().lm_head_tiled(
-            weight=weight.data_ptr(),
-            hidden=hidden.data_ptr(),
-            bias=bias.data_ptr(),
-            temperature=temperature.data_ptr(),
-            seed=seed.data_ptr(),
-            first_sample=first_sample.data_ptr(),
-            workspace=workspace.data_ptr(),
-            tokens=tokens.data_ptr(),
-            logprobs=out.data_ptr() if logprobs else 0,
-            rows=rows,
-            length=length,
-            vocab_size=vocab_size,
-            width=width,
-            parts=count,
-            blocks=processors,
-            stream=torch.cuda.current_stream(hidden.device).cuda_stream,
-        )
+        load().lm_head_tiled(**arguments, blocks=processors)
     return tokens, out
