@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         bf16* const product = reinterpret_cast<bf16*>(memory + kProduct);
         if (threadIdx.x == 0) {
             shared->ring.make();
-            barrier_init(&shared->left, kMultiplyingWarps);
-            barrier_init(&shared->taken, kFinishingWarps);
+            barrier_init(&shared->left, 32 * kMultiplyingWarps);
+            barrier_init(&shared->taken, 32 * kFinishingWarps);
             barriers_ready();
             prefetch_map(&input);
             prefetch_map(&weight);
@@ -156,16 +156,14 @@ __global__ void __launch_bounds__(kThreads, 1)
                 shared->ring.multiply(sums, memory + kRing, warp / 4 * 64, call.width, slot);
                 if (number != blockIdx.x) barrier_wait(&shared->taken, parity ^ 1);
                 leave(sums, product + warp * 16 * kPitch);
-                __syncwarp();
-                if (lane == 0) barrier_arrive(&shared->left);
+                barrier_arrive(&shared->left);
                 if (!last) continue;
             }
             // The last tile is finished by all.
             barrier_wait(&shared->left, parity);
             finish<kGelu>(call, tiles.at(number), product, last ? warp : warp - kMultiplyingWarps,
                           last ? kMultiplyingWarps + kFinishingWarps : kFinishingWarps);
-            __syncwarp();
-            if (!last && lane == 0) barrier_arrive(&shared->taken);
+            if (!last) barrier_arrive(&shared->taken);
         }
     }
 }
