@@ -52,10 +52,11 @@ MANY_QUERIES = FEW_QUERIES | {
 }
 
 
-# With as many heads of all samples as this, more rows a tile for few queries too: each key is read once, not four times (timed
-# on an H200, docs/kernels.md).
-CROWD = 512
-CROWDED = FEW_QUERIES | {64: Config(64, 32, 4, 2), 128: Config(64, 32, 4, 2)}
+# With as many heads of all samples as this, more rows a tile for SHORT queries too, beyond one tile of FEW_QUERIES: each key is
+# read once, not four times (timed on an H200, docs/kernels.md).
+CROWD = 128
+CROWDED = {64: Config(64, 32, 4, 2), 128: Config(64, 32, 4, 2), 256: Config(64, 16, 4, 3)}
+CROWDED |= {width: config for width, config in FEW_QUERIES.items() if width > max(CROWDED)}
 
 
 def pieces(head_dim: int) -> tuple[int, int]:
@@ -71,7 +72,7 @@ def lookup(table: dict[int, Config], width: int) -> Config:
 
 def forward_config(head_dim: int, queries: int, heads: int) -> Config:
     """The forward's launch configuration, for so many heads of all samples."""
-    few = CROWDED if heads >= CROWD else FEW_QUERIES
+    few = CROWDED if heads >= CROWD and queries > 16 else FEW_QUERIES
     return lookup(few if queries <= SHORT else MANY_QUERIES, sum(pieces(head_dim)))
 
 
@@ -281,5 +282,13 @@ def ahead_of_time():
         (128, 1024, torch.bfloat16, True, False),
     ):
         yield forward_specialization(head_dim, queries, dtype, masked, causal)
-    for head_dim, masked, causal in ((64, False, False), (64, True, False), (128, False, False), (128, False, True)):
+    crowds = (
+        (64, False, False),
+        (64, True, False),
+        (128, False, False),
+        (128, False, True),
+        (256, False, False),
+        (256, True, False),
+    )
+    for head_dim, masked, causal in crowds:
         yield forward_specialization(head_dim, 64, torch.bfloat16, masked, causal, CROWD)

@@ -24,9 +24,9 @@ keys times the head dimension, less below a dimension of 128 (docs/kernels.md, a
 TRITON_WORK, TRITON_FAST_HEAD_DIM = 2**23, 256
 """PyTorch's kernels were faster than Triton's forward beyond this work, without a mask, and beyond this head dimension."""
 
-CROWD, CROWD_LENGTH, CROWD_HEAD_DIM = 512, 128, 128
-"""With as many heads of all samples Triton's forward was the fastest, for up to this many queries and keys and this head
-dimension (kernels/attention.py has tiles of their own for them)."""
+CROWD, CROWD_LENGTHS, CROWD_HEAD_DIM = 128, range(17, 129), 256
+"""With as many heads of all samples Triton's forward was the fastest, for these numbers of queries, no more keys, and up to
+this head dimension (kernels/attention.py has tiles of their own for them)."""
 
 _DIFFERENTIABLE = "auto, differentiable"
 """The backend of `attention_forward` for `auto` where a gradient is wanted: the CUDA kernel has no backward."""
@@ -117,6 +117,9 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bo
 
 @implementation("attention", "torch")
 def _torch(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+    if q.is_cuda:
+        # PyTorch's kernels take views whose rows are not 16 bytes apart, and fail there (misaligned address, torch 2.11).
+        q, k, v = (_sixteen_byte_rows(x) for x in (q, k, v))
     # No log-sum-exp: the backward recomputes through PyTorch.
     return _sdpa(q, k, v, key_mask, causal).contiguous(), q.new_empty(0, dtype=torch.float32)
 
@@ -146,12 +149,14 @@ def _fastest(q: Tensor, k: Tensor, key_mask: Tensor | None) -> str:
     """The backend that was timed as the fastest for these shapes."""
     batch, queries, heads, head_dim = q.shape
     work = batch * heads * -(-queries // 16) * k.shape[1] * head_dim
+    short = queries in CROWD_LENGTHS and k.shape[1] <= CROWD_LENGTHS[-1]
+    if short and batch * heads >= CROWD and head_dim <= CROWD_HEAD_DIM:
+        return "triton"
     few = max(queries, k.shape[1]) <= CUDA_LENGTH and work <= (CUDA_WORK if head_dim >= 128 else CUDA_WORK_NARROW)
     if few and not _cuda_gap(q) and not cuda_obstacle(q.device):
         return "cuda"
-    crowd = batch * heads >= CROWD and max(queries, k.shape[1]) <= CROWD_LENGTH and head_dim <= CROWD_HEAD_DIM
     # With a mask PyTorch takes passes over keys and values of its own.
-    many = key_mask is None and work > TRITON_WORK and not crowd
+    many = key_mask is None and work > TRITON_WORK
     return "torch" if many or head_dim > TRITON_FAST_HEAD_DIM else "triton"
 
 
