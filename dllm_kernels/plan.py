@@ -88,17 +88,17 @@ class Plan:
 
     # Running
 
-    def first_input(self, latents: Tensor, zeros: Tensor) -> Rows:
+    def first_input(self, latents: Tensor) -> Rows:
         """Initial noise [B, T, d_z] -> the denoiser's input of step 0; denoise_update writes those of later steps into it, and
-        this one by an update that changes nothing, neither latents nor as many zeros."""
+        this one by an update that changes nothing."""
         width, rows = (1 + self.config.self_conditioning) * self.config.latent_dim, self._copies * len(latents)
         x = latents.new_empty((rows, self.seq_len, width), dtype=self.numerics.activations)
         reads = self.project_in is None and self._streamed(self.denoiser_layers[0].first)
         left = latents.new_empty((rows * self.seq_len, 1, 2), dtype=torch.float32) if reads else None
         shift = None if self.config.self_conditioning else self.time_shift[0]
-        nothing = x.new_zeros((rows, *latents.shape[1:])), zeros
+        nothing = x.new_zeros((rows, *latents.shape[1:]))
         scale, backend = self._one if self._copies > 1 else None, self._options["backend"]
-        denoise_update(latents, *nothing, x, *self._no_update, shift, scale, statistics=left, backend=backend)
+        denoise_update(latents, nothing, None, x, *self._no_update, shift, scale, statistics=left, backend=backend)
         return Rows(x, statistics=left, chunk=width) if reads else Rows(x)
 
     def next_shift(self, step: int) -> Tensor | None:

@@ -111,7 +111,7 @@ class FusedSampler:
         self.guidance, self.logprobs, self.batch_invariant, self.backend = guidance, logprobs, batch_invariant, backend
         self.numerics = Numerics.of(dtype, self.device)
         self._times, self._table = times[:-1], self.numerics.table(table)
-        self._draws_noise = bool((table[:, 3] != 0).any())
+        self._reads_previous, self._draws_noise = ((table[:, column] != 0).any().item() for column in (2, 3))
         self._lock = threading.Lock()
         self.refresh()
 
@@ -204,8 +204,8 @@ class FusedSampler:
             "auto" if self.backend == "cuda" else self.backend,
         )
         latents = torch.where(inputs.noise_given, inputs.noise, latents)
-        previous = torch.zeros_like(latents)
-        x = self.plan.first_input(latents, previous)
+        previous = torch.zeros_like(latents) if self._reads_previous else None
+        x = self.plan.first_input(latents)
         context = None
         if self.context_len:
             context = self.plan.context(inputs.context, inputs.context_mask, inputs.context_given, self.guidance)

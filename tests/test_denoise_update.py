@@ -85,6 +85,18 @@ def test_values(guided, self_condition, shifted, normed, noise):
         assert_statistics(p["statistics"], p["next_input"])
 
 
+@pytest.mark.parametrize("self_condition", [False, True])
+def test_without_the_prediction_before(self_condition):
+    """c is then ignored, whatever it is."""
+    p, other = (problem(True, self_condition, True, True) for _ in range(2))
+    assert p["coefficients"][STEP, 2] != 0
+    other["coefficients"][STEP, 2] = 0
+    denoise_update(**p | {"previous": None}, noise=True)
+    denoise_update(**other, noise=True)
+    for name in ("latents", "next_input") + (() if self_condition else ("statistics",)):
+        torch.testing.assert_close(p[name], other[name], rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mean", [1.0, 100.0])
 def test_the_norm_and_the_statistics_keep_the_contract(compute, mean):
@@ -116,6 +128,7 @@ def test_the_last_row_leaves_exactly_the_prediction(guided):
 def test_is_a_sound_custom_op():
     for guided, self_condition, normed in ((False, False, True), (True, True, False)):
         p = problem(guided, self_condition, True, normed, dtype=torch.float32, compute=torch.bfloat16)
+        p["previous"] = p["previous"] if guided else None
         for name in ("next_input", "statistics"):
             if p[name] is not None:
                 p[name].zero_()  # opcheck compares with NaN unequal to itself.

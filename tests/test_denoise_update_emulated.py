@@ -86,6 +86,17 @@ def test_values(emulator, shape):
         check(p, exact, baseline)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_without_the_prediction_before(emulator, form):
+    """c is then ignored, whatever it is."""
+    for shape in (2, 3, 68), (1, 1, 2052):
+        p, other = (problem(shape, (NARROW, NARROW), form, True, True, True) for _ in range(2))
+        other["coefficients"][2, 2] = 0
+        emulator.run(call_of(p | {"previous": None}), call_of(other), seed=0)
+        for name in ("latents", "next_input", "statistics"):
+            assert p[name] is other[name] is None or torch.equal(p[name], other[name])
+
+
 def chain(emulator, seed) -> bool:
     """Whether three steps, each of which may start before the last is done, leave what they leave one by one."""
     steps = [problem((2, 3, 256), (NARROW, NARROW), "shift", True, True, True) for _ in range(3)]

@@ -107,7 +107,7 @@ def test_a_streamed_plan_is_the_model(name, streaming):
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, config.seq_len, config.latent_dim, generator=generator) + 0.3
     exact, half = randomized(config, torch.float64), randomized(config, torch.bfloat16)
-    inputs = plan.first_input(latents, torch.zeros_like(latents))
+    inputs = plan.first_input(latents)
     for step, time in ((0, TIMES[0]), (1, TIMES[1])):
         previous = None if step == 0 else latents.roll(1, 0)
         if step and config.self_conditioning:
@@ -149,7 +149,7 @@ def test_a_streamed_plan_reads_a_prompt(guidance, streaming):
     mask = torch.arange(6) < torch.tensor([[4], [6]])
     plan = make(config, context_len=6, guidance=guidance)
     context = plan.context(hidden.bfloat16(), mask, torch.tensor(True), guidance)
-    result = plan.denoise(0, plan.first_input(latents, torch.zeros_like(latents)), context)
+    result = plan.denoise(0, plan.first_input(latents), context)
 
     def predict(dtype):
         model, times = randomized(config, dtype), TIMES[0].to(dtype).expand(2)

@@ -27,6 +27,9 @@ constexpr uint32_t kWarp = 32;
 // A row of 2048 values is a quad a thread: the loads of a row are then all under way at once.
 constexpr uint32_t kMaxThreads = 512;
 constexpr uint32_t kMaxQuads = 4;
+// Blocks of an SM: three hide each other's waiting, where 40 registers a thread suffice for them.
+template <typename Prediction, int kQuads>
+constexpr int kBlocks = kClusters && kQuads == 1 && std::is_same_v<Prediction, bf16> ? 3 : 1;
 constexpr float kEpsilon = 1e-5f;
 
 using Quad = Pack<float, kQuad>;
@@ -144,7 +147,8 @@ __device__ __forceinline__ void normalize(Quad (&row)[kQuads], const Quad (&scal
 
 // The pointers come in a struct, not as __restrict__ parameters: those the compiler may read ahead of the wait.
 template <typename Prediction, typename Next, int kQuads>
-__global__ void __launch_bounds__(kMaxThreads) denoise_update_kernel(const DenoiseUpdate call) {
+__global__ void __launch_bounds__(kMaxThreads, kBlocks<Prediction, kQuads>)
+    denoise_update_kernel(const DenoiseUpdate call) {
     launch_dependents();
     wait_for_predecessors();
     const uint32_t rows = call.batch * call.length, row = blockIdx.x;
@@ -155,12 +159,12 @@ __global__ void __launch_bounds__(kMaxThreads) denoise_update_kernel(const Denoi
     const bool guided = call.guidance_scale != nullptr, normed = call.norm_scale != nullptr;
 
     Stored<Prediction> prediction[kQuads], without[kQuads];
-    Quad latent[kQuads], previous[kQuads];
+    Quad latent[kQuads], previous[kQuads] = {};
     for_each_quad<kQuads>(width, [&](int q, uint32_t column) {
         prediction[q] = quad_at<Prediction>(call.prediction, here + column);
         if (guided) without[q] = quad_at<Prediction>(call.prediction, half + here + column);
         latent[q] = quad_at<float>(call.latents, here + column);
-        previous[q] = quad_at<float>(call.previous, here + column);
+        if (call.previous) previous[q] = quad_at<float>(call.previous, here + column);
     });
     const auto [a, b, c, s] = quad_at<float>(call.coefficients, kQuad * call.step).value;
 
@@ -215,7 +219,7 @@ __global__ void __launch_bounds__(kMaxThreads) denoise_update_kernel(const Denoi
             moved.value[i] = call.shift ? z.value[i] + shift[q].value[i] : z.value[i];
         }
         quad_at<float>(call.latents, here + column) = z;
-        quad_at<float>(call.previous, here + column) = z0[q];
+        if (call.previous) quad_at<float>(call.previous, here + column) = z0[q];
         const Stored<Next> next = rounded<Next>(moved), next_z0 = rounded<Next>(z0[q]);
         written[q] = widened(next);
         const auto write = [&](size_t first) {

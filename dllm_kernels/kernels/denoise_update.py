@@ -49,11 +49,14 @@ def denoise_update_kernel(
         z0 = unconditional + tl.load(guidance_scale) * (z0 - unconditional)
     a, b = tl.load(coefficients + 4 * step), tl.load(coefficients + 4 * step + 1)
     c, s = tl.load(coefficients + 4 * step + 2), tl.load(coefficients + 4 * step + 3)
-    new = a * tl.load(latents + here, mask=inside) + b * z0 + c * tl.load(previous + here, mask=inside)
+    new = a * tl.load(latents + here, mask=inside) + b * z0
+    if previous is not None:
+        new += c * tl.load(previous + here, mask=inside)
     if NOISE:
         new += s * normals(tl.load(seed), first, step, tl.load(first_sample) + sample, STREAM, BLOCK)
     tl.store(latents + here, new, mask=inside)
-    tl.store(previous + here, z0, mask=inside)
+    if previous is not None:
+        tl.store(previous + here, z0, mask=inside)
 
     if SELF_CONDITION:
         there = 2 * sample * size + element // width * width + element
@@ -73,7 +76,7 @@ def denoise_update_kernel(
 def denoise_update(
     latents: Tensor,
     prediction: Tensor,
-    previous: Tensor,
+    previous: Tensor | None,
     next_input: Tensor,
     coefficients: Tensor,
     step: int,
@@ -109,7 +112,7 @@ def denoise_update(
 
 
 def ahead_of_time():
-    """Both forms of the next input, without and with noise and guidance."""
+    """Both forms of the next input, without and with noise, guidance and the prediction before."""
     fp32 = dict.fromkeys(("latents", "previous", "coefficients"), "*fp32")
     common = fp32 | dict(prediction="*bf16", next_input="*bf16", seed="*i64", first_sample="*i64")
     common |= dict.fromkeys(("step", "batch", "size", "width"), "i32")
@@ -118,8 +121,9 @@ def ahead_of_time():
         for extras in (False, True):
             signature, constants = dict(common), dict(STREAM=STEP_NOISE, BLOCK=_BLOCK)
             constants |= dict(SELF_CONDITION=self_condition, NOISE=extras)
-            for name, present in (("shift", not self_condition), ("guidance_scale", extras)):
+            for name, present in (("shift", not self_condition), ("guidance_scale", extras), ("previous", extras)):
                 signature[name] = "*fp32" if present else "constexpr"
                 constants |= {} if present else {name: None}
-            name = f"denoise_update[bf16, {'self-conditioned' if self_condition else 'shift'}{', noise, guidance' * extras}]"
+            form = "self-conditioned" if self_condition else "shift"
+            name = f"denoise_update[bf16, {form}{', noise, guidance, previous' * extras}]"
             yield Specialization(name, denoise_update_kernel, signature, constants, _NUM_WARPS, 1)

@@ -25,7 +25,7 @@ _CUDA_WIDTH = 8192
 def reference(
     latents: Tensor,
     prediction: Tensor,
-    previous: Tensor,
+    previous: Tensor | None,
     coefficients: Tensor,
     step: int,
     seed: Tensor,
@@ -45,7 +45,9 @@ def reference(
         conditional, unconditional = z0.chunk(2)
         z0 = unconditional + guidance_scale.to(z0.dtype) * (conditional - unconditional)
     a, b, c, s = coefficients[step].unbind()
-    new = a * latents + b * z0 + c * previous
+    new = a * latents + b * z0
+    if previous is not None:
+        new = new + c * previous
     if noise:
         eps = normals(seed, first_sample, step, STEP_NOISE, len(latents), latents[0].numel(), latents.device)
         new = new + s * eps.view_as(latents).to(latents.dtype)
@@ -63,7 +65,7 @@ class _Call(NamedTuple):
 
     latents: Tensor
     prediction: Tensor
-    previous: Tensor
+    previous: Tensor | None
     next_input: Tensor
     coefficients: Tensor
     step: int
@@ -155,7 +157,8 @@ def _torch(call: _Call) -> None:
     next_input, statistics = inputs.pop("next_input"), inputs.pop("statistics")
     new, z0, values = reference(**inputs, self_condition=next_input.shape[-1] != call.latents.shape[-1])
     call.latents.copy_(new)
-    call.previous.copy_(z0)
+    if call.previous is not None:
+        call.previous.copy_(z0)
     next_input.copy_(values)
     if statistics is not None:
         statistics.copy_(row_statistics(next_input))
@@ -177,7 +180,7 @@ def _choose(call: _Call, backend: str) -> str:
 def _denoise_update(
     latents: Tensor,
     prediction: Tensor,
-    previous: Tensor,
+    previous: Tensor | None,
     next_input: Tensor,
     coefficients: Tensor,
     step: int,
@@ -252,7 +255,7 @@ def _(
 def denoise_update(
     latents: Tensor,
     prediction: Tensor,
-    previous: Tensor,
+    previous: Tensor | None,
     next_input: Tensor,
     coefficients: Tensor,
     step: int,
@@ -275,7 +278,7 @@ def denoise_update(
         latents: [B, T, d_z] float32 (or float64, served by "torch"); updated.
         prediction: [B, T, d_z], any floating dtype: z0. With guidance_scale [2B, T, d_z]: B conditional samples, then the
             same B unconditional.
-        previous: z0 of the step before, like latents; becomes z0.
+        previous: z0 of the step before, like latents; becomes z0. None for a solver that does not read it: c is ignored.
         next_input: any floating dtype; written whole. [B, T, 2 d_z] gets the new latents and z0 side by side
             (self-conditioning), [B, T, d_z] the new latents + shift. With guidance_scale 2B samples: the same B twice.
         coefficients: [N, 4] of latents' dtype.

@@ -10,8 +10,8 @@ namespace dllm {
 
 enum class Dtype { float32, bfloat16 };
 
-// Shapes and meaning: dllm_kernels/ops/denoise_update.py. `shift`, `guidance_scale`, `statistics`, and both of
-// `norm_scale` and `norm_shift` may be null.
+// Shapes and meaning: dllm_kernels/ops/denoise_update.py. `previous`, `shift`, `guidance_scale`, `statistics`, and both
+// of `norm_scale` and `norm_shift` may be null.
 struct DenoiseUpdate {
     float* latents;
     const void* prediction;
