@@ -95,6 +95,39 @@ def test_attention_with_more_queries_a_tile():
             assert f"| {row['batch']} | {shape} | {times} |\n" in KERNELS
 
 
+def test_attention_of_256_and_of_crowds():
+    for row in TILES["attention_of_256"]["rows"]:
+        us, tiles = row["us"], ("64, 32, 4, 2", "64, 16, 4, 1", "64, 16, 4, 2", "64, 16, 4, 3")
+        times = " | ".join(f"{us[name]:.2f}" for name in ("cuda", "torch", *(f"triton {tile}" for tile in tiles)))
+        assert f"| {row['batch']} | {times} |\n" in KERNELS
+    for row in TILES["attention_of_a_crowd"]["rows"]:
+        times = " | ".join(f"{row['us'][name]:.2f}" for name in ("cuda", "torch", "triton few", "triton crowd"))
+        shape = f"{row['heads']} x {row['head_dim']}{', causal' if row['causal'] else ''}"
+        assert f"| {row['batch']} | {shape} | {times} |\n" in KERNELS
+    us = TILES["generation_of_64_kernels"]["denoise_update_us"]
+    assert f"took {us['before']} us of each step of 64 samples, and takes {us['now']}:" in WHOLE
+
+
+def test_linears_with_what_surrounds_them():
+    means = []
+    for preset in ("35b-a3b", "27b"):
+        (path,) = RESULTS.glob(f"*-nvidia-h200-ops-open-dllm-{preset}.json")
+        rows = [row for row in json.loads(path.read_text())["rows"] if row["contender"] == "ours"]
+        ratios = [row["ratio"] for row in rows if row["case"]["op"].startswith("linear")]
+        assert len(ratios) == 4
+        means.append(f"{statistics.geometric_mean(ratios):.2f}")
+    assert f"it is {means[0]} and {means[1]} ([docs/benchmarks.md]" in WHOLE
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"it is {means[0]} and {means[1]} times as fast as PyTorch" in readme
+
+
+def test_attention_within_the_layer_after_it():
+    apart, *within, again = (row["ms"] for row in LAYERS["attention_within_out_2048"]["rows"])
+    first, *others = within
+    sentence = f"took {first:.3f} ms with it, {apart:.3f} and {again:.3f} without (open-dllm-35b-a3b, N = 10), and "
+    assert sentence + f"{min(others):.3f} to {max(others):.3f} with twelve other cuts" in WHOLE and len(others) == 12
+
+
 def test_what_was_tried_around_a_layer():
     resident = {width: LAYERS["resident_in_l2"][width] for width in ("2048", "5120")}
     deep = LAYERS["stages_of_32_columns"]["2048"]
