@@ -1,4 +1,4 @@
-"""What docs/kernels.md says of the tiles, and of what was tried around a layer, is what was measured."""
+"""What docs/kernels.md says of every kernel, of the tiles, and of what was tried around a layer, is what was measured."""
 
 import json
 import statistics
@@ -108,11 +108,36 @@ def test_attention_of_256_and_of_crowds():
     assert f"took {us['before']} us of each step of 64 samples, and takes {us['now']}:" in WHOLE
 
 
+def ops_of(preset: str) -> tuple[float, list[dict]]:
+    """Bytes a second that the bus moved, and our rows, on an H200."""
+    (path,) = RESULTS.glob(f"*-nvidia-h200-ops-open-dllm-{preset}.json")
+    result = json.loads(path.read_text())
+    return result["reached"]["bytes_per_s"], [row for row in result["rows"] if row["contender"] == "ours"]
+
+
+def test_every_kernel_and_its_share_of_the_bus():
+    for preset in ("35b-a3b", "27b"):
+        bus, rows = ops_of(preset)
+        assert f"{bus / 1e9:,.0f}" in WHOLE and len(rows) == 9
+        for row in rows:
+            case, rate = row["case"], row["gb_per_s"]
+            shape = f"{case['outputs']} x {case['width']}" if "outputs" in case else f"{case.get('width')}"
+            if "heads" in case:
+                shape = f"{case['heads']} x {case['head_dim']}{', causal' if case['causal'] else ''}"
+            times = f"{rate * row['ms']:,.1f} | {row['ms'] * 1e3:,.2f} | {rate:,.0f} | {rate * 1e9 / bus:.0%}"
+            assert f"| {case['op']} | {shape} | {times} |" in KERNELS
+    linear = by_shape(TILES["linear"]["rows"])[4096, 8192, 2048]["tiles_us"][NOW]
+    head = next(
+        row for row in TILES["lm_head"]["rows"] if (row["batch"], row["temperature"], row["logprobs"]) == (64, 0, False)
+    )
+    rates = [2 * 4096 * n * 2048 / s / 1e12 for n, s in ((8192, linear * 1e-6), (248320, head["tiles_ms"] * 1e-3))]
+    assert f"does {rates[0]:.0f} of the 794 TFLOP/s" in WHOLE and f"of as many rows {rates[1]:.0f} (" in WHOLE
+
+
 def test_linears_with_what_surrounds_them():
     means = []
     for preset in ("35b-a3b", "27b"):
-        (path,) = RESULTS.glob(f"*-nvidia-h200-ops-open-dllm-{preset}.json")
-        rows = [row for row in json.loads(path.read_text())["rows"] if row["contender"] == "ours"]
+        _, rows = ops_of(preset)
         ratios = [row["ratio"] for row in rows if row["case"]["op"].startswith("linear")]
         assert len(ratios) == 4
         means.append(f"{statistics.geometric_mean(ratios):.2f}")
