@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels.ops.attention import attention, attention_backward, attention_forward, reference
+from dllm_kernels.ops.attention import _sixteen_byte_rows, attention, attention_backward, attention_forward, reference
 from tests.numerics import assert_contract
 
 
@@ -143,3 +143,21 @@ Q = torch.zeros(2, 5, 3, 8)
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         attention(*arguments)
+
+
+def test_rows_that_do_not_begin_at_16_bytes_are_copied():
+    whole = torch.arange(2 * 6 * 4 * 48, dtype=torch.float16).view(2, 6, 4, 48)
+    odd, wide = whole[..., :20].contiguous(), whole.float()[..., :36].contiguous()
+    for x in (whole, whole[:, ::2], whole[..., 8:24], odd, wide, wide[..., 4:]):
+        assert _sixteen_byte_rows(x) is x
+    shifted = torch.empty(whole.numel() + 1, dtype=whole.dtype)[1:].view_as(whole).copy_(whole)
+    for x in (
+        whole[..., :40][..., 4:],
+        whole.transpose(2, 3),
+        whole.view(2, 6, 2, 96)[..., 1:47],
+        odd[..., :8],
+        shifted,
+        wide[..., 1:],
+    ):
+        y = _sixteen_byte_rows(x)
+        assert y is not x and y.is_contiguous() and torch.equal(y, x)

@@ -77,7 +77,8 @@ def hopper(monkeypatch):
         ((1, 64, 8, 256), 257, "auto", "triton"),
         ((15, 64, 8, 256), 64, "auto", "cuda"),
         ((16, 64, 8, 256), 64, "auto", "triton"),
-        ((16, 16, 8, 256), 64, "auto", "cuda"),
+        ((16, 32, 8, 256), 64, "auto", "cuda"),
+        ((16, 33, 8, 256), 64, "auto", "triton"),
         ((16, 64, 8, 256), 129, "auto", "torch"),
         ((64, 64, 8, 256), 128, "auto", "triton"),
         ((64, 64, 8, 264), 64, "auto", "torch"),
@@ -105,6 +106,14 @@ def test_auto_leaves_many_masked_keys_to_triton(hopper):
     for shape, expected in (((64, 64, 8, 256), "triton"), ((64, 64, 8, 640), "torch"), ((1, 64, 8, 256), "cuda")):
         q = on_the_card(*shape)
         assert op._select(q, q, on_the_card(*shape[:2], dtype=torch.bool), "auto").backend == expected
+
+
+@needs_module
+def test_auto_takes_cuda_for_a_crowd_of_heads_where_triton_is_missing(hopper, monkeypatch):
+    monkeypatch.setattr(op, "triton_obstacle", lambda device: "triton is not installed")
+    for shape, expected in (((16, 64, 8, 256), "cuda"), ((64, 64, 8, 256), "torch")):
+        q = on_the_card(*shape)
+        assert op._select(q, q, None, "auto").backend == expected
 
 
 @needs_module

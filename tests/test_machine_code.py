@@ -47,6 +47,15 @@ def test_the_linear_by_warpgroups(built):
 
 
 @needs_module
+def test_three_blocks_of_denoise_update_fit_an_sm_of_hopper(built):
+    """At widths up to 2048, of bfloat16 predictions."""
+    found = [
+        k for k in built if re.search("denoise_update_kernelI13__nv_bfloat16.*Li1E", k.name) and k.architecture == "sm_90a"
+    ]
+    assert len(found) == 2 and all(kernel.defects() == [] and kernel.usage["REG"] <= 40 for kernel in found)
+
+
+@needs_module
 def test_the_linear_in_tiles(built):
     found = [kernel for kernel in built if kernel.title.startswith("linear_tiled<")]
     assert len(found) == 2 and {kernel.architecture for kernel in found} == {"sm_90a"}

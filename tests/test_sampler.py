@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig
+from dllm_kernels import sampler as sampler_file
 from dllm_kernels.config import open_dllm_config
 from dllm_kernels.model.layers import MLP
 from tests.models import randomized
@@ -222,6 +223,19 @@ class TestChangedWeights:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         sampler_of(model, dtype=dtype)()
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("solver", "read"), [("ddim", [False] * 5), ("ddpm", [False] * 5), ("dpmpp_2m", [True] * 5)])
+def test_a_step_reads_the_prediction_before_where_its_solver_does(monkeypatch, solver, read):
+    found, update = [], sampler_file.denoise_update
+
+    def watched(latents, prediction, previous, *rest, **options):
+        found.append(previous is not None)
+        update(latents, prediction, previous, *rest, **options)
+
+    monkeypatch.setattr(sampler_file, "denoise_update", watched)
+    sampler_of(randomized(TINY), num_steps=5, solver=solver)()
+    assert found == read
 
 
 def test_two_threads_share_a_sampler():

@@ -166,7 +166,8 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks<Prediction, kQuads>)
         latent[q] = quad_at<float>(call.latents, here + column);
         if (call.previous) previous[q] = quad_at<float>(call.previous, here + column);
     });
-    const auto [a, b, c, s] = quad_at<float>(call.coefficients, kQuad * call.step).value;
+    const auto [a, b, of_previous, of_noise] = quad_at<float>(call.coefficients, kQuad * call.step).value;
+    const float c = call.previous ? of_previous : 0, s = call.noise ? of_noise : 0;
 
     // All but the prediction's share. The noise is drawn while the loads are under way.
     Quad base[kQuads];

@@ -52,7 +52,7 @@ MANY_QUERIES = FEW_QUERIES | {
 }
 
 
-# With as many heads of all samples as this, more rows a tile for SHORT queries too, beyond one tile of FEW_QUERIES: each key is
+# With as many heads of all samples as this, more rows a tile for SHORT queries too, where they fill half of it: each key is
 # read once, not four times (timed on an H200, docs/kernels.md).
 CROWD = 128
 CROWDED = {64: Config(64, 32, 4, 2), 128: Config(64, 32, 4, 2), 256: Config(64, 16, 4, 3)}
@@ -72,7 +72,7 @@ def lookup(table: dict[int, Config], width: int) -> Config:
 
 def forward_config(head_dim: int, queries: int, heads: int) -> Config:
     """The forward's launch configuration, for so many heads of all samples."""
-    few = CROWDED if heads >= CROWD and queries > 16 else FEW_QUERIES
+    few = CROWDED if heads >= CROWD and queries > 32 else FEW_QUERIES
     return lookup(few if queries <= SHORT else MANY_QUERIES, sum(pieces(head_dim)))
 
 

@@ -24,9 +24,10 @@ keys times the head dimension, less below a dimension of 128 (docs/kernels.md, a
 TRITON_WORK, TRITON_FAST_HEAD_DIM = 2**23, 256
 """PyTorch's kernels were faster than Triton's forward beyond this work, without a mask, and beyond this head dimension."""
 
-CROWD, CROWD_LENGTHS, CROWD_HEAD_DIM = 128, range(17, 129), 256
-"""With as many heads of all samples Triton's forward was the fastest, for these numbers of queries, no more keys, and up to
-this head dimension (kernels/attention.py has tiles of their own for them)."""
+CROWD, CROWD_LENGTHS, CROWD_HEAD_DIM = 128, range(33, 129), 256
+"""With as many heads of all samples Triton's forward was the fastest, or as fast, for 64 queries and keys and head dimensions
+of 64, 128 and 256 (kernels/attention.py has tiles of 64 for them). Taken for these numbers of queries, which fill half of such
+tiles, as many keys at most, and up to this head dimension."""
 
 _DIFFERENTIABLE = "auto, differentiable"
 """The backend of `attention_forward` for `auto` where a gradient is wanted: the CUDA kernel has no backward."""
@@ -118,7 +119,7 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bo
 @implementation("attention", "torch")
 def _torch(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     if q.is_cuda:
-        # PyTorch's kernels take views whose rows are not 16 bytes apart, and fail there (misaligned address, torch 2.11).
+        # PyTorch's kernels take views whose heads do not begin at multiples of 16 bytes, and fail (misaligned address, 2.11).
         q, k, v = (_sixteen_byte_rows(x) for x in (q, k, v))
     # No log-sum-exp: the backward recomputes through PyTorch.
     return _sdpa(q, k, v, key_mask, causal).contiguous(), q.new_empty(0, dtype=torch.float32)
@@ -150,7 +151,7 @@ def _fastest(q: Tensor, k: Tensor, key_mask: Tensor | None) -> str:
     batch, queries, heads, head_dim = q.shape
     work = batch * heads * -(-queries // 16) * k.shape[1] * head_dim
     short = queries in CROWD_LENGTHS and k.shape[1] <= CROWD_LENGTHS[-1]
-    if short and batch * heads >= CROWD and head_dim <= CROWD_HEAD_DIM:
+    if short and batch * heads >= CROWD and head_dim <= CROWD_HEAD_DIM and _triton_serves(q):
         return "triton"
     few = max(queries, k.shape[1]) <= CUDA_LENGTH and work <= (CUDA_WORK if head_dim >= 128 else CUDA_WORK_NARROW)
     if few and not _cuda_gap(q) and not cuda_obstacle(q.device):
@@ -167,13 +168,17 @@ def _select(q: Tensor, k: Tensor, key_mask: Tensor | None, backend: str) -> Impl
         backend = "triton"
     else:
         return select("attention", q.device, backend)
-    served = backend != "triton" or (q.is_cuda and not _triton_gap(q) and not triton_obstacle(q.device))
-    return select("attention", q.device, backend if served else "torch")
+    return select("attention", q.device, backend if backend != "triton" or _triton_serves(q) else "torch")
+
+
+def _triton_serves(q: Tensor) -> bool:
+    return q.is_cuda and not _triton_gap(q) and triton_obstacle(q.device) is None
 
 
 def _sixteen_byte_rows(x: Tensor) -> Tensor:
-    """x, or a copy of it whose heads are contiguous and begin at multiples of 16 bytes."""
-    whole = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:3])
+    """x where it begins at a multiple of 16 bytes, and its heads do or it is contiguous; otherwise a contiguous copy."""
+    apart = x.stride(-1) == 1 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+    whole = x.data_ptr() % 16 == 0 and (apart or x.is_contiguous())
     return x if whole else x.clone(memory_format=torch.contiguous_format)
 
 

@@ -98,7 +98,7 @@ def test_values(device, backend, shape, guided, self_condition, shifted, normed,
 def test_without_the_prediction_before(device, backend, self_condition):
     """c is then ignored, whatever it is."""
     p, other = (problem(device, True, self_condition, True, True) for _ in range(2))
-    other["coefficients"][STEP, 2] = 0
+    p["coefficients"][STEP, 2], other["coefficients"][STEP, 2] = torch.inf, 0
     denoise_update(**p | {"previous": None}, noise=True, backend=backend)
     denoise_update(**other, noise=True, backend=backend)
     for name in ("latents", "next_input") + (() if self_condition else ("statistics",)):
