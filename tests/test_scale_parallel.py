@@ -1,5 +1,6 @@
 """Tensor parallelism: two processes (gloo) are one within the numerics contract, for both architectures."""
 
+import os
 import socket
 
 import pytest
@@ -54,6 +55,8 @@ def one_of_two(rank, port, folder):
         found = {key: value.detach() for key, value in outputs(model).items()}
         torch.save({"outputs": found, "split": split}, folder / f"{name}-{dtype}-{rank}.pt")
     torch.distributed.destroy_process_group()
+    # gloo's threads may still free a tensor: where Python is finalizing by then, its lock ends the thread and C++ aborts.
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_two_processes_are_one(two, name, dtype):
         found = two[name, dtype][rank]["outputs"]
         for key, value in found.items():
             if dtype == torch.float64:
-                assert torch.allclose(value, exact[key], rtol=0, atol=1e-11 * float(exact[key].abs().max())), key
+                assert torch.allclose(value, exact[key], rtol=0, atol=1e-11 * float(exact[key].detach().abs().max())), key
             else:
                 assert_contract(value, exact[key].detach().double(), alone[key])
             assert torch.equal(value, two[name, dtype][0]["outputs"][key]), key
