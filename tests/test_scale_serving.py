@@ -119,11 +119,11 @@ class TestGatherer:
         return lists, [a.tokens[0] for a in asyncio.run(everything())]
 
     def test_rows_that_come_together_run_together_in_order(self):
-        lists, answers = self.gather(10, 4, 0.05)
+        lists, answers = self.gather(10, 4, 0.5)
         assert lists == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and answers == list(range(10))
 
     def test_what_comes_during_a_call_shares_the_next(self):
-        lists, answers = self.gather(8, 8, 0, call_s=0.2, pause_s=0.005)
+        lists, answers = self.gather(8, 8, 0, call_s=0.6, pause_s=0.005)
         assert len(lists) == 2 and len(lists[0]) < 3 and answers == list(range(8))
 
     def test_a_row_waits_no_longer_than_said(self):
@@ -138,7 +138,7 @@ class TestGatherer:
             return [answer(row) for row in rows]
 
         async def everything():
-            gatherer = Gatherer(run, 2, 0.05)
+            gatherer = Gatherer(run, 2, 0.5)
             return await asyncio.gather(*(gatherer(Row(1, sample=i)) for i in range(4)), return_exceptions=True)
 
         first, second, *rest = asyncio.run(everything())
@@ -149,7 +149,7 @@ class TestGatherer:
 
         def run(rows):
             ran.extend(row.sample for row in rows)
-            time.sleep(0.1)
+            time.sleep(0.6)
             return [answer(row) for row in rows]
 
         async def everything():
