@@ -60,7 +60,7 @@ def _on_cuda(sampler, call) -> tuple[SamplerOutput, dict[str, float]]:
     with sampler._lock, sampler._on_device(), torch.no_grad():
         sampler._fill(noise=None, context=None, context_mask=None, guidance_scale=1.0, **call)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
             mark()
             _exhaust(sampler._run(sampler._inputs), done)
         # The first replay also uploads the graph.

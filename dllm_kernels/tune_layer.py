@@ -140,7 +140,7 @@ def graph_time(run: Callable[[], None], device: torch.device) -> float:
         run()
     side.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         run()
     times = []
     for _ in range(_REPLAYS + 1):

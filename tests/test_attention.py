@@ -138,6 +138,7 @@ Q = torch.zeros(2, 5, 3, 8)
         ((Q, Q, Q, torch.ones(2, 5)), "key_mask is torch.float32"),
         ((Q, Q, Q, torch.ones(2, 5, dtype=torch.bool, device="meta")), "key_mask is on meta and q on cpu"),
         ((Q, Q, Q, None, False, "fast"), "unknown backend 'fast'"),
+        ((Q.to(torch.float8_e4m3fn),) * 3, "q is torch.float8_e4m3fn"),
     ],
 )
 def test_bad_input(arguments, message):
@@ -149,7 +150,11 @@ def test_rows_that_do_not_begin_at_16_bytes_are_copied():
     whole = torch.arange(2 * 6 * 4 * 48, dtype=torch.float16).view(2, 6, 4, 48)
     odd, wide = whole[..., :20].contiguous(), whole.float()[..., :36].contiguous()
     for x in (whole, whole[:, ::2], whole[..., 8:24], odd, wide, wide[..., 4:]):
-        assert _sixteen_byte_rows(x) is x
+        y = _sixteen_byte_rows(x)
+        assert y.data_ptr() == x.data_ptr() and y.stride() == x.stride()
+    one = torch.empty(1, 1, 1, 68, dtype=torch.bfloat16)[..., :64]
+    y = _sixteen_byte_rows(one)
+    assert one.stride() == (68, 68, 68, 1) and y.stride() == (64, 64, 64, 1) and y.data_ptr() == one.data_ptr()
     shifted = torch.empty(whole.numel() + 1, dtype=whole.dtype)[1:].view_as(whole).copy_(whole)
     for x in (
         whole[..., :40][..., 4:],

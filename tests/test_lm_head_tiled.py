@@ -39,6 +39,11 @@ def test_it_is_taken_for_many_rows_of_what_it_has_code_for(card):
     assert not taken(dtype=torch.float32) and not taken(dtype=torch.float16) and not taken(bias_dtype=BFLOAT)
 
 
+def test_a_bias_that_no_bulk_copy_reads_is_not_taken(card):
+    hidden, weight, bias = torch.zeros(1, 128, 256, dtype=BFLOAT), torch.zeros(1000, 256, dtype=BFLOAT), torch.zeros(1001)
+    assert serves(hidden, weight, bias[:-1]) and not serves(hidden, weight, bias[1:])
+
+
 def test_it_is_not_taken_elsewhere():
     assert not taken()
 

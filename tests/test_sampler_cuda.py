@@ -155,6 +155,18 @@ def test_changed_weights_are_detected_and_packed_again():
     assert torch.equal(sampler().latents, FusedSampler(model, num_steps=2)().latents)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA cards")
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_second_card_in_the_same_process(backend):
+    """A graph that is captured on another card's stream is empty, and gives what ran before it."""
+    model = randomized(CONFIGS["ldlm"])
+    first, second = (FusedSampler(model, 2, 2, backend=backend, device=f"cuda:{n}") for n in (0, 1))
+    for seed in (0, 1, 0):
+        expected, found = first(seed=seed), second(seed=seed)
+        assert found.latents.device.index == 1 and torch.equal(found.latents.cpu(), expected.latents.cpu())
+        assert torch.equal(found.tokens.cpu(), expected.tokens.cpu())
+
+
 def test_memory_of_a_plan_beside_a_live_model():
     """N = 50, B = 1, T = 64: the allocator's peak grows by at most 1.15 times the packed weights, which exceed 1 GB."""
     torch.set_default_dtype(torch.bfloat16)

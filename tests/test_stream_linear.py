@@ -159,12 +159,25 @@ def test_the_op_passes_opcheck():
     torch.library.opcheck(torch.ops.dllm_kernels.stream_linear.default, arguments)
 
 
+@pytest.mark.parametrize(("outputs", "width"), [(100, 64), (64, 100)])
+def test_what_the_kernel_cannot_step_over_is_named(outputs, width):
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, StreamConfig((4, 1, 1, 8, 2), 1, 2), set())
+    odd = type(packed)(packed.data, outputs, width, packed.config)
+    with pytest.raises(ValueError, match=rf"weight is \[{outputs}, {width}\]; both must be multiples of 8"):
+        stream_linear(x, odd, bias, workspace)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"x": random(1, 5, 64)}, r"x is torch.float32 \[1, 5, 64\]; it must be a contiguous bfloat16"),
         ({"bias": random(63)}, r"bias is torch.float32 \[63\]; it must be a contiguous float32 \[64\]"),
-        ({"workspace": torch.zeros(3)}, "the workspace has 3 values; it must have 4096"),
+        ({"workspace": torch.zeros(3)}, "the workspace has 3 values of torch.float32; it must have 4096 of float32"),
+        (
+            {"workspace": torch.zeros(9999).double()},
+            "the workspace has 9999 values of torch.float64; it must",
+        ),
+        ({"column_sums": random(64), "statistics": random(5, 64, 2)}, "chunk is 0; statistics are of at least 1 column"),
         ({"column_sums": random(64)}, "column_sums and statistics go together"),
         ({"residual": random(1, 5, 64)}, "residual is torch.float32"),
         ({"gate": random(64).double()}, "gate is torch.float64"),

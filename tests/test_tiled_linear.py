@@ -153,6 +153,17 @@ def test_which_layers_are_served(monkeypatch, rows, outputs, width, x_dtype, wei
     assert tiled.serves(x, weight) is expected
 
 
+def test_a_tensor_that_no_bulk_copy_reads_keeps_a_layer_from_the_tiles(tiles):
+    """The residual begins at 2 bytes past a multiple of 16."""
+    constants, x = layer(), random(1, 5, 128).bfloat16()
+    residual = random(1, 5, 72).bfloat16()
+    shifted = torch.empty(residual.numel() + 1, dtype=torch.bfloat16)[1:].view_as(residual).copy_(residual)
+    given = linear(x, constants, residual=residual.clone())
+    assert tiles == [(1, 5, 128)]
+    assert torch.allclose(linear(x, constants, residual=shifted).float(), given.float(), rtol=0.02, atol=0.02)
+    assert tiles == [(1, 5, 128)]
+
+
 @pytest.fixture
 def tiles(monkeypatch):
     """The shapes of the inputs that went to tiles; all may go there."""

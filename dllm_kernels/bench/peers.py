@@ -158,7 +158,7 @@ def captured(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]
                 call()
         side.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             out = call()
 
     def replay() -> Any:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_kernels.extension import cuda_obstacle, load
-from dllm_kernels.ops.dispatch import Implementation, implementation, select, triton_obstacle
+from dllm_kernels.ops.dispatch import FLOATING, Implementation, implementation, select, triton_obstacle
 
 TRITON_HEAD_DIM, TRITON_BACKWARD_HEAD_DIM = 640, 128
 """The largest head dimensions of the Triton kernels; the backward of larger ones goes through PyTorch."""
@@ -113,7 +113,8 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bo
     from dllm_kernels.kernels.attention import attention_forward
 
     q, k, v = (_last_contiguous(x) for x in (q, k, v))
-    return attention_forward(q, k, v, None if key_mask is None else key_mask.contiguous(), causal)
+    with torch.cuda.device_of(q):
+        return attention_forward(q, k, v, None if key_mask is None else key_mask.contiguous(), causal)
 
 
 @implementation("attention", "torch")
@@ -178,8 +179,10 @@ def _triton_serves(q: Tensor) -> bool:
 def _sixteen_byte_rows(x: Tensor) -> Tensor:
     """x where it begins at a multiple of 16 bytes, and its heads do or it is contiguous; otherwise a contiguous copy."""
     apart = x.stride(-1) == 1 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
-    whole = x.data_ptr() % 16 == 0 and (apart or x.is_contiguous())
-    return x if whole else x.clone(memory_format=torch.contiguous_format)
+    if x.data_ptr() % 16 or not (apart or x.is_contiguous()):
+        return x.clone(memory_format=torch.contiguous_format)
+    # A dimension of size 1 may have any stride, which the CUDA kernel would look at.
+    return x if apart else x.view(-1).view(x.shape)
 
 
 def _last_contiguous(x: Tensor) -> Tensor:
@@ -215,7 +218,9 @@ def attention_backward(
         from dllm_kernels.kernels.attention_backward import attention_backward as launch
 
         q, k, v = (_last_contiguous(x) for x in (q, k, v))
-        return launch(grad.contiguous(), q, k, v, None if key_mask is None else key_mask.contiguous(), out, lse, causal)
+        mask = None if key_mask is None else key_mask.contiguous()
+        with torch.cuda.device_of(q):
+            return launch(grad.contiguous(), q, k, v, mask, out, lse, causal)
     # PyTorch's fused kernels have no backward for some head dimensions and masks; this serves all.
     wide = torch.promote_types(q.dtype, torch.float32)
     attended, k, v = _attended(q, k, v, key_mask, causal)
@@ -277,7 +282,7 @@ def attention(
 
 def _validate(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4 or x.numel() == 0 or not x.is_floating_point():
+        if x.ndim != 4 or x.numel() == 0 or x.dtype not in FLOATING:
             raise ValueError(f"{name} is {x.dtype} {list(x.shape)}; it must be floating-point [B, T, H, D] that is not empty")
         if x.dtype != q.dtype or x.device != q.device:
             raise ValueError(f"{name} is {x.dtype} on {x.device} and q {q.dtype} on {q.device}; they must be alike")

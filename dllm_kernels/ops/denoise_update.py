@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dllm_kernels.diffusion.noise import STEP_NOISE, normals
 from dllm_kernels.extension import cuda_obstacle, load
-from dllm_kernels.ops.dispatch import implementation, select, triton_obstacle
+from dllm_kernels.ops.dispatch import FLOATING, implementation, select, triton_obstacle
 from dllm_kernels.ops.modulate import modulate
 from dllm_kernels.ops.modulate import reference as modulate_reference
 from dllm_kernels.ops.noise import validate_scalars
@@ -134,19 +134,20 @@ def _triton(call: _Call) -> None:
     if call.norm_scale is not None:
         # In float32, since the normalised prediction is not rounded.
         prediction = modulate(prediction.float(), call.norm_scale, call.norm_shift, backend="triton")
-    denoise_update(
-        call.latents,
-        prediction,
-        call.previous,
-        call.next_input,
-        call.coefficients,
-        call.step,
-        call.seed,
-        call.first_sample,
-        call.shift,
-        call.guidance_scale,
-        call.noise,
-    )
+    with torch.cuda.device_of(call.latents):
+        denoise_update(
+            call.latents,
+            prediction,
+            call.previous,
+            call.next_input,
+            call.coefficients,
+            call.step,
+            call.seed,
+            call.first_sample,
+            call.shift,
+            call.guidance_scale,
+            call.noise,
+        )
     if call.statistics is not None:
         call.statistics.copy_(row_statistics(call.next_input))
 
@@ -276,17 +277,17 @@ def denoise_update(
 
     Args:
         latents: [B, T, d_z] float32 (or float64, served by "torch"); updated.
-        prediction: [B, T, d_z], any floating dtype: z0. With guidance_scale [2B, T, d_z]: B conditional samples, then the
+        prediction: [B, T, d_z], bfloat16 to float64: z0. With guidance_scale [2B, T, d_z]: B conditional samples, then the
             same B unconditional.
         previous: z0 of the step before, like latents; becomes z0. None for a solver that does not read it: c is ignored.
-        next_input: any floating dtype; written whole. [B, T, 2 d_z] gets the new latents and z0 side by side
+        next_input: bfloat16 to float64; written whole. [B, T, 2 d_z] gets the new latents and z0 side by side
             (self-conditioning), [B, T, d_z] the new latents + shift. With guidance_scale 2B samples: the same B twice.
         coefficients: [N, 4] of latents' dtype.
         step: row of coefficients, from 0, and the step number of the noise.
         seed, first_sample: int64 scalar tensors; eps is the STEP_NOISE of samples `first_sample` on (diffusion/noise.py).
-        shift: [d_z], any floating dtype, or None; only without self-conditioning.
+        shift: [d_z], bfloat16 to float64, or None; only without self-conditioning.
         guidance_scale: w, a float32 scalar tensor, or None for no guidance.
-        norm_scale, norm_shift: [d_z], any floating dtype, both or neither: the prediction is normalised first, each row
+        norm_scale, norm_shift: [d_z], bfloat16 to float64, both or neither: the prediction is normalised first, each row
             as LayerNorm(x) (1 + norm_scale) + norm_shift with eps 1e-5, not rounded.
         statistics: [B T, 1, 2] float32 ([2B T, 1, 2] with guidance_scale) or None; written: of each row of next_input as it
             was rounded, the mean and the sum of squared deviations from it. Only without self-conditioning.
@@ -348,7 +349,7 @@ def _validate(call: _Call) -> None:
         if tuple(tensor.shape) not in shapes:
             allowed = " or ".join("[N, 4]" if name == "coefficients" else str(list(shape)) for shape in shapes)
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {allowed}")
-        if not (tensor.is_floating_point() if dtype is floating else tensor.dtype == dtype):
+        if not (tensor.dtype in FLOATING if dtype is floating else tensor.dtype == dtype):
             raise ValueError(f"{name} is {tensor.dtype}; it must be {dtype}")
     for name in ("shift", "statistics"):
         if getattr(call, name) is not None and next_input.shape[-1] == 2 * width:

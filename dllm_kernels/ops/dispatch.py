@@ -11,8 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 BACKENDS = ("auto", "cuda", "triton", "torch")
+FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""Dtypes that ops compute in; PyTorch has narrower ones, which it calls floating too."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,15 @@ def select(op: str, device: torch.device, backend: str = "auto") -> Implementati
     raise RuntimeError(f"{op} cannot run on {device} with backend {backend!r}: {'; '.join(reasons)}")
 
 
+def check_backend(device: torch.device, backend: str) -> None:
+    """Raises the ValueError of a backend that cannot serve a generation on `device`."""
+    try:
+        for op in ("attention", "denoise_update", "lm_head"):
+            select(op, device, backend)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 def explain(device: torch.device) -> list[tuple[str, str, str]]:
     """A row (op, backend that serves it, why not the ones before it) for every op."""
     rows = []
@@ -74,6 +86,11 @@ def explain(device: torch.device) -> list[tuple[str, str, str]]:
         why = [f"{c.backend}: {c.obstacle(device) or 'on a CPU it only runs under its interpreter, for tests'}" for c in passed]
         rows.append((op, chosen.backend, "; ".join([chosen.limits] * bool(chosen.limits) + why) or "first choice"))
     return rows
+
+
+def aligned(*tensors: Tensor | None) -> bool:
+    """Whether a bulk copy can begin where each tensor does. A compiler, which knows no addresses, takes it that it can."""
+    return torch.compiler.is_compiling() or all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
 def triton_obstacle(device: torch.device) -> str | None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_kernels.ops import tiled_linear as tiled
-from dllm_kernels.ops.dispatch import implementation, select
+from dllm_kernels.ops.dispatch import aligned, implementation, select
 from dllm_kernels.ops.modulate import modulate
 from dllm_kernels.ops.packing import PackedWeight
 
@@ -73,7 +73,7 @@ def linear(
 
 def _apply(x: Tensor, constants: LinearConstants, gelu: bool, residual: Tensor | None, backend: str) -> Tensor:
     c = constants
-    if backend == "auto" and tiled.serves(x, c.weight):
+    if backend == "auto" and tiled.serves(x, c.weight) and aligned(x, c.weight, c.bias, c.gate, residual):
         u = x if c.column_sums is None else modulate(x, c.scale, eps=EPS)
         added = None if residual is None else residual.contiguous()
         return tiled.tiled_linear(u.contiguous(), c.weight, c.bias, c.gate, added, gelu)

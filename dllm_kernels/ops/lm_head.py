@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm_kernels.diffusion.noise import GUMBEL_NOISE, gumbels, uniforms, words
 from dllm_kernels.extension import cuda_obstacle, load
 from dllm_kernels.ops import tiled_lm_head as tiled
-from dllm_kernels.ops.dispatch import implementation, select, triton_obstacle
+from dllm_kernels.ops.dispatch import FLOATING, implementation, select, triton_obstacle
 from dllm_kernels.ops.noise import validate_scalars
 
 # Rows of the weight at a time. On a CPU the widened chunk stays in the cache; on a GPU it fills the card.
@@ -54,7 +54,8 @@ def _triton(hidden, weight, bias, temperature, seed, first_sample, logprobs: boo
         raise ValueError("the triton implementation of lm_head computes in float32, and hidden is float64")
     from dllm_kernels.kernels.lm_head import lm_head
 
-    return lm_head(hidden, weight, bias, temperature, seed, first_sample, logprobs, batch_invariant)
+    with torch.cuda.device_of(hidden):
+        return lm_head(hidden, weight, bias, temperature, seed, first_sample, logprobs, batch_invariant)
 
 
 @implementation("lm_head", "cuda", cuda_obstacle)
@@ -233,7 +234,7 @@ def lm_head(
 
 
 def _validate(hidden, weight, bias, temperature, seed, first_sample) -> None:
-    if hidden.ndim != 3 or hidden.numel() == 0 or not hidden.is_floating_point():
+    if hidden.ndim != 3 or hidden.numel() == 0 or hidden.dtype not in FLOATING:
         raise ValueError(f"hidden is {hidden.dtype} {list(hidden.shape)}; it must be a floating-point [B, T, d] and not empty")
     width = hidden.shape[-1]
     if weight.ndim != 2 or weight.shape[1] != width or len(weight) == 0:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels.ops.dispatch import implementation, select, triton_obstacle
+from dllm_kernels.ops.dispatch import FLOATING, implementation, select, triton_obstacle
 
 
 def reference(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -32,7 +32,8 @@ def _triton(x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -
         raise ValueError("the triton implementation of modulate computes in float32, and x is float64")
     from dllm_kernels.kernels.modulate import modulate
 
-    return modulate(x, scale, shift, eps)
+    with torch.cuda.device_of(x):
+        return modulate(x, scale, shift, eps)
 
 
 implementation("modulate", "torch")(reference)
@@ -45,8 +46,8 @@ def modulate(
     """LayerNorm over the last dimension without gain and bias, then * (1 + scale) + shift. For inference: it has no gradient.
 
     Args:
-        x: [B, T, K] or [B, K], any floating dtype, contiguous in its last dimension.
-        scale, shift: [K], or [B, K] for a vector of its own for each sample, in any floating dtype.
+        x: [B, T, K] or [B, K], bfloat16, float16, float32 or float64, contiguous in its last dimension.
+        scale, shift: [K], or [B, K] for a vector of its own for each sample, in any of these dtypes.
         eps: added to the variance.
         backend: "auto", "triton" or "torch"; float64 is served by "torch".
 
@@ -70,7 +71,7 @@ def _(x, scale=None, shift=None, eps=1e-5, backend="auto"):
 
 
 def _validate(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> None:
-    if x.ndim not in (2, 3) or x.numel() == 0 or not x.is_floating_point():
+    if x.ndim not in (2, 3) or x.numel() == 0 or x.dtype not in FLOATING:
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; it must be a floating-point [B, T, K] or [B, K] that is not empty")
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         raise ValueError(f"x has strides {x.stride()}; its last dimension must be contiguous")
@@ -78,7 +79,7 @@ def _validate(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> None:
     for name, vectors in (("scale", scale), ("shift", shift)):
         if vectors is None:
             continue
-        if tuple(vectors.shape) not in ((width,), (batch, width)) or not vectors.is_floating_point():
+        if tuple(vectors.shape) not in ((width,), (batch, width)) or vectors.dtype not in FLOATING:
             raise ValueError(
                 f"{name} is {vectors.dtype} {list(vectors.shape)}; it must be a floating-point [{width}] or [{batch}, {width}]"
             )

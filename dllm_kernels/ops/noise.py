@@ -19,7 +19,8 @@ def _triton(seed: Tensor, first_sample: Tensor, batch: int, seq_len: int, dim: i
         raise ValueError("the triton implementation of initial_noise computes in float32, and dtype is float64")
     from dllm_kernels.kernels.noise import initial_noise
 
-    return initial_noise(seed, first_sample, batch, seq_len, dim)
+    with torch.cuda.device_of(seed):
+        return initial_noise(seed, first_sample, batch, seq_len, dim)
 
 
 implementation("initial_noise", "torch")(reference)

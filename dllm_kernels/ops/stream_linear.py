@@ -13,7 +13,7 @@ from torch import Tensor
 from dllm_kernels.device import multiprocessors, shared_memory
 from dllm_kernels.extension import cuda_obstacle, has_warpgroups, load
 from dllm_kernels.kernels.stream import MOST_ROWS, MOST_VALUES, MOST_WIDTH, StreamConfig, block_bytes, choose, tiles, wins
-from dllm_kernels.ops.dispatch import implementation, select
+from dllm_kernels.ops.dispatch import aligned, implementation, select
 from dllm_kernels.ops.linear import EPS
 from dllm_kernels.ops.packing import PackedWeight, unpack_data
 
@@ -321,13 +321,18 @@ def stream_linear(
 
 def _validate(x, packed, bias, workspace, column_sums, statistics, chunk, gate, residual, next_scale) -> None:
     n, k = packed.outputs, packed.width
+    if n % 8 or k % 8:
+        raise ValueError(f"weight is [{n}, {k}]; both must be multiples of 8")
     if x.ndim != 3 or x.dtype != torch.bfloat16 or x.shape[-1] != k or x.numel() == 0 or not x.is_contiguous():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; it must be a contiguous bfloat16 [B, T, {k}] that is not empty")
     rows = x.shape[0] * x.shape[1]
-    if workspace.numel() < workspace_elements(packed, rows):
-        raise ValueError(f"the workspace has {workspace.numel()} values; it must have {workspace_elements(packed, rows)}")
+    if workspace.dtype != torch.float32 or workspace.numel() < workspace_elements(packed, rows):
+        found = f"{workspace.numel()} values of {workspace.dtype}"
+        raise ValueError(f"the workspace has {found}; it must have {workspace_elements(packed, rows)} of float32")
     if (column_sums is None) != (statistics is None):
         raise ValueError("column_sums and statistics go together")
+    if statistics is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; statistics are of at least 1 column")
     chunks = -(-k // max(chunk, 1))
     if statistics is not None and (
         tuple(statistics.shape) != (rows, chunks, 2) or statistics.dtype != torch.float32 or not statistics.is_contiguous()
@@ -349,5 +354,5 @@ def _validate(x, packed, bias, workspace, column_sums, statistics, chunk, gate, 
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} and x on {x.device}; they must share a device")
-        if tensor is not None and x.is_cuda and not torch.compiler.is_compiling() and tensor.data_ptr() % 16:
+        if x.is_cuda and not aligned(tensor):
             raise ValueError(f"{name} is at an address that is not a multiple of 16 bytes")

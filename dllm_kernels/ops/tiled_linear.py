@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dllm_kernels.device import multiprocessors
 from dllm_kernels.extension import cuda_obstacle, has_warpgroups, load
-from dllm_kernels.ops.dispatch import implementation, select
+from dllm_kernels.ops.dispatch import aligned, implementation, select
 
 TILE_ROWS, TILE_OUTPUTS, DEPTH = 128, 256, 64
 LEAST_SHARE = 0.85
@@ -141,5 +141,5 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, resi
             raise ValueError(f"{name} is {tensor.dtype} with strides {tensor.stride()}; it must be contiguous {dtype}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} and x on {x.device}; they must share a device")
-        if x.is_cuda and not torch.compiler.is_compiling() and tensor.data_ptr() % 16:
+        if x.is_cuda and not aligned(tensor):
             raise ValueError(f"{name} is at an address that is not a multiple of 16 bytes")

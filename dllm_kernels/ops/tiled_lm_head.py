@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dllm_kernels.device import multiprocessors
 from dllm_kernels.extension import load
+from dllm_kernels.ops.dispatch import aligned
 from dllm_kernels.ops.lm_head_parts import prepare
 from dllm_kernels.ops.tiled_linear import DEPTH, TILE_OUTPUTS, TILE_ROWS, obstacle
 
@@ -20,7 +21,7 @@ def serves(hidden: Tensor, weight: Tensor, bias: Tensor) -> bool:
     rows, (vocab_size, width) = hidden.shape[:-1].numel(), weight.shape
     fits = vocab_size % 4 == 0 and width % DEPTH == 0 and width >= LEAST_WIDTH and rows >= LEAST_ROWS
     right = hidden.dtype == weight.dtype == torch.bfloat16 and bias.dtype == torch.float32
-    return fits and right and obstacle(hidden.device) is None
+    return fits and right and obstacle(hidden.device) is None and aligned(hidden, weight, bias)
 
 
 def parts(multiprocessors: int, rows: int, vocab_size: int) -> int:
