@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -159,6 +160,9 @@ def convert_open_dllm(source: str | Path | dict) -> tuple[LDLMConfig, dict[str, 
     missing = sorted({*_MODULE_NAMES, "config"} - set(published))
     if missing:
         raise ValueError(f"the open-dllm checkpoint lacks {', '.join(missing)}")
+    for name in (*_MODULE_NAMES, "config"):
+        if not isinstance(published[name], dict):
+            raise ValueError(f"the open-dllm checkpoint's {name} is a {type(published[name]).__name__}; it must be a dict")
     fields = published["config"]
     missing = sorted({"dim", "vocab_size", "seq_len", "depth", "decoder_num_layers", "diffusion_head_depth"} - set(fields))
     if missing:
@@ -183,8 +187,13 @@ def convert_open_dllm(source: str | Path | dict) -> tuple[LDLMConfig, dict[str, 
 def _load_published(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
+    zipped = zipfile.is_zipfile(path)
+    with open(path, "rb") as file:
+        if not zipped and file.read(1) != pickle.PROTO:
+            raise ValueError(f"{path} is damaged or is not a PyTorch checkpoint: it is neither a zip file nor a pickle")
     try:
-        published = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Only the newer of PyTorch's two formats, a zip file, can be mapped.
+        published = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors and plain values, and is not loaded: it could run code") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:

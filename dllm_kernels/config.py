@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dllm_kernels.arguments import real_number, whole_number
+
 QWEN36_VOCAB = 248_320
 
 
@@ -78,10 +80,7 @@ class LDLMConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            counts = field.type in (int, int | None) and field.name != "encoder_layer"
-            if counts and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{field.name} is {value!r}; it must be a whole number of at least 1")
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         _require(self.dim % self.num_heads == 0, f"dim {self.dim} does not divide into {self.num_heads} heads")
         _require(
             self.hidden_dim % self.token_decoder_heads == 0,
@@ -119,7 +118,7 @@ class LDLMConfig:
     @classmethod
     def preset(cls, name: str, **changes) -> "LDLMConfig":
         """The preset `name`, with fields replaced by `changes`. Raises ValueError that lists the known names."""
-        if name not in PRESETS:
+        if name not in tuple(PRESETS):
             raise ValueError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
         return dataclasses.replace(PRESETS[name], **changes)
 
@@ -136,6 +135,21 @@ class LDLMConfig:
     def to_dict(self) -> dict:
         """The fields as plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def _checked(field: dataclasses.Field, value: object) -> object:
+    """A field's value in the field's own type."""
+    if field.name == "encoder_layer":
+        return whole_number(field.name, value, -(2**31))
+    if field.type in (int, int | None):
+        return whole_number(field.name, value, 1)
+    if field.type is float:
+        return real_number(field.name, value, least=0)
+    if field.type is bool:
+        _require(isinstance(value, bool), f"{field.name} is {value!r}; it must be true or false")
+    if field.name == "encoder":
+        _require(value is None or isinstance(value, str), f"encoder is {value!r}; it must be a path, a hub id or None")
+    return value
 
 
 def _rising(ends: Sequence[float]) -> tuple[float, float]:
@@ -155,6 +169,7 @@ def _require(condition: bool, message: str) -> None:
 
 def open_dllm_config(dim: int, vocab_size: int, seq_len: int = 64, proj_in: bool = False, **changes) -> LDLMConfig:
     """The published architecture at width `dim`; `proj_in` says whether the checkpoint has the self-conditioning projection."""
+    dim = whole_number("dim", dim, 1)
     fields = {
         "num_heads": 8,
         "token_decoder_heads": next((h for h in (16, 12, 8, 4, 2) if dim % h == 0), 8),

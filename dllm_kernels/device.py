@@ -11,16 +11,22 @@ import torch
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
-    """`device` with its index, or CUDA's current card where there is one, otherwise the CPU, for None.
+    """A card with its index, or the CPU; for None CUDA's current card where there is one, otherwise the CPU.
 
     Raises:
-        ValueError: CUDA is asked for and PyTorch sees no card, or none of that number.
+        ValueError: it is neither; or CUDA is asked for and PyTorch sees no card, or none of that number.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"unknown device {device!r}; known devices: cpu, cuda, cuda:N") from None
+    if device.type == "cpu":
+        # Without a number, as tensors have it.
+        return torch.device("cpu")
     if device.type != "cuda":
-        return device
+        raise ValueError(f"device is {device}; it must be cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise ValueError("device is cuda, and PyTorch sees no CUDA card on this machine; device='cpu' runs everywhere")
     if device.index is not None and device.index >= torch.cuda.device_count():

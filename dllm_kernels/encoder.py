@@ -124,10 +124,15 @@ class Encoder:
         """Texts to tokens [B, S] int64 without special tokens and their mask [B, S] bool, padded to the longest.
 
         Raises:
-            ValueError: the encoder has no tokenizer, or a text is empty or longer than the model reads.
+            ValueError: the encoder has no tokenizer, or a text is empty, longer than the model reads or no Unicode.
         """
         if self.tokenizer is None:
             raise ValueError(f"the encoder {self.path} has no tokenizer")
+        for number, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"text {number} is not Unicode text: it holds half a surrogate pair") from None
         # A tokenizer warns of texts longer than its model reads; they are an error below.
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         if not rows or not all(rows):

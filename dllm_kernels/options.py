@@ -12,7 +12,7 @@ from dllm_kernels.checkpoint import bundled_models
 from dllm_kernels.config import PRESETS, LDLMConfig
 from dllm_kernels.device import resolve_device
 from dllm_kernels.model.ldlm import LDLM
-from dllm_kernels.ops.dispatch import select
+from dllm_kernels.ops.dispatch import check_backend
 from dllm_kernels.report import notes
 from dllm_kernels.sources import LiveModel, RandomModel, StoredModel
 from dllm_kernels.text import TextTokenizer, has_tokenizer
@@ -45,17 +45,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdou
 
 def device_for(name: str | None, backend: str, threads: int | None) -> torch.device:
     """The device asked for, where the backend can run, with PyTorch's threads set. Raises ValueError."""
-    try:
-        device = resolve_device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; known devices: cpu, cuda, cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name}; it must be cpu, cuda or cuda:N")
-    try:
-        for op in ("attention", "denoise_update", "lm_head"):
-            select(op, device, backend)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+    device = resolve_device(name)
+    check_backend(device, backend)
     if threads is not None:
         torch.set_num_threads(threads)
     return device

@@ -1,6 +1,5 @@
 """LDLMPipeline: text in, text out, with the argument names of 🤗 diffusers' pipelines."""
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dllm_kernels.arguments import real_number, whole_number
 from dllm_kernels.encoder import Encoder
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.sampler import FusedSampler
@@ -16,6 +16,9 @@ from dllm_kernels.text import TextTokenizer, has_tokenizer
 
 KEPT_SAMPLERS = 4
 """Samplers that a pipeline keeps, each with its packed weights; the one used longest ago goes first."""
+
+OPTIONS = ("solver", "eta", "grid", "seq_len", "batch_invariant", "backend", "dtype", "device")
+"""FusedSampler's arguments that a pipeline hands on."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ class LDLMPipeline:
             one that the model's config names, which is loaded at the first prompt.
         batch_size: the most samples generated together.
         context_len: the longest prompt in the encoder's tokens; None for the model's T.
-        options: of every FusedSampler: solver, eta, grid, seq_len, batch_invariant, backend, dtype, device.
+        options: of every FusedSampler (OPTIONS).
 
     Raises:
         ValueError: a count does not fit; one sentence.
+        TypeError: an option that is none of FusedSampler's.
     """
 
     def __init__(
@@ -62,11 +66,14 @@ class LDLMPipeline:
         context_len: int | None = None,
         **options,
     ):
+        unknown = [name for name in options if name not in OPTIONS]
+        if unknown:
+            raise TypeError(f"LDLMPipeline has no option {unknown[0]!r}; options of its samplers: {', '.join(OPTIONS)}")
         self._source = LiveModel(model) if isinstance(model, LDLM) else model
         self.config, self.tokenizer = self._source.config, tokenizer
         self._encoder = encoder
-        self._batch_size = _count("batch_size", batch_size)
-        self._context_len = self.config.seq_len if context_len is None else _count("context_len", context_len)
+        self._batch_size = whole_number("batch_size", batch_size, 1)
+        self._context_len = self.config.seq_len if context_len is None else whole_number("context_len", context_len, 1)
         self._options = options
         self._samplers: OrderedDict[tuple, FusedSampler] = OrderedDict()
 
@@ -126,9 +133,9 @@ class LDLMPipeline:
             RuntimeError: the model's weights changed after they were packed; `refresh()` packs them again.
         """
         for name, value in (("num_inference_steps", num_inference_steps), ("num_return_sequences", num_return_sequences)):
-            _count(name, value)
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale is {guidance_scale!r}; it must be a finite number")
+            whole_number(name, value, 1)
+        guidance_scale = real_number("guidance_scale", guidance_scale)
+        first_sample = whole_number("first_sample", first_sample, 0)
         if guidance_scale != 1 and prompt is None:
             raise ValueError("guidance_scale needs a prompt: it compares with and without one")
         if generator is not None and seed is not None:
@@ -192,9 +199,3 @@ class LDLMPipeline:
             )
         self._samplers.move_to_end(key)
         return self._samplers[key]
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
-    return value

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dllm_kernels.arguments import real_number, whole_number
 from dllm_kernels.config import LDLMConfig
 from dllm_kernels.device import free_memory, resolve_device
+from dllm_kernels.diffusion.noise import SAMPLES
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.fold import Numerics
 from dllm_kernels.model.ldlm import LDLM, build_module
 from dllm_kernels.ops.denoise_update import denoise_update
-from dllm_kernels.ops.dispatch import BACKENDS
+from dllm_kernels.ops.dispatch import BACKENDS, check_backend
 from dllm_kernels.ops.noise import initial_noise
 from dllm_kernels.plan import Plan
 from dllm_kernels.sources import PACKED_MODULES, LiveModel, RandomModel, StoredModel
@@ -79,7 +81,7 @@ class FusedSampler:
 
     Raises:
         ValueError: an argument does not fit the model or the machine; one sentence.
-        MemoryError: too little memory for the plan; needed and free, before anything is allocated.
+        MemoryError: too little memory for the plan and its batch; needed and free, before anything is allocated.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class FusedSampler:
         self.device = resolve_device(device)
         seq_len = self.config.seq_len if seq_len is None else seq_len
         check_options(self.config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, self.device)
+        check_backend(self.device, backend)
         schedule = NoiseSchedule.from_config(self.config)
         times = time_grid(schedule, num_steps, grid)
         table = coefficient_table(schedule, times, solver, (1.0 if solver == "ddpm" else 0.0) if eta is None else eta)
@@ -112,7 +115,7 @@ class FusedSampler:
         self.numerics = Numerics.of(dtype, self.device)
         self._times, self._table = times[:-1], self.numerics.table(table)
         self._reads_previous, self._draws_noise = ((table[:, column] != 0).any().item() for column in (2, 3))
-        self._lock = threading.Lock()
+        self._lock, self._graph = threading.Lock(), None
         self.refresh()
 
     @classmethod
@@ -126,9 +129,14 @@ class FusedSampler:
     def refresh(self) -> None:
         """Packs the weights again, and captures the loop again, after the model's weights changed."""
         with self._lock, self._on_device(), torch.no_grad():
+            if self._graph is not None:
+                # A replay on another stream may still read what is let go here.
+                self._done.synchronize()
             self.plan = self._graph = None
-            _check_memory(self.config, self.numerics)
-            self.plan = Plan(
+            rows = self.batch_size * self.seq_len * (2 if self.guidance else 1)
+            _check_memory(self.config, self.numerics, rows)
+            changed = self.source.watch()
+            plan = Plan(
                 self.config,
                 self.source,
                 self._times,
@@ -140,8 +148,8 @@ class FusedSampler:
                 self.batch_invariant,
                 self.backend,
             )
-            self.source.mark_packed()
             self._inputs = self._empty_inputs()
+            self.plan, self._changed = plan, changed
             if self.device.type == "cuda":
                 self._capture()
 
@@ -160,8 +168,8 @@ class FusedSampler:
         """Generates samples first_sample to first_sample + B - 1 of a seed.
 
         Args:
-            seed: 64-bit seed.
-            first_sample: number of the first sample, from 0.
+            seed: 64-bit seed, from -2^63 up to 2^64; a negative one stands for its two's complement.
+            first_sample: number of the first sample, from 0; samples end at 2^56.
             noise: initial noise z_T [B, T, d_z] to use instead of the seed's.
             context: a prompt's hidden states [B, P', d_h], P' up to context_len, as the frozen encoder gives them; None
                 for the learned null context.
@@ -172,17 +180,19 @@ class FusedSampler:
 
         Raises:
             ValueError: an argument does not fit; one sentence.
-            RuntimeError: the model's weights changed after they were packed.
+            RuntimeError: the model's weights changed after they were packed, or the last refresh() failed.
         """
-        changed = self.source.changed()
+        if self.plan is None:
+            raise RuntimeError("the last refresh() failed; call refresh() again")
+        changed = self._changed()
         if changed:
             raise RuntimeError(f"the model's weights changed after they were packed (first: {changed}); call refresh()")
+        seed = whole_number("seed", seed, -(2**63), 2**64 - 1)
+        first_sample = whole_number("first_sample", first_sample, 0, SAMPLES - self.batch_size)
+        temperature = real_number("temperature", temperature, least=0)
+        guidance_scale = real_number("guidance_scale", guidance_scale)
         if guidance_scale != 1.0 and not self.guidance:
             raise ValueError("guidance_scale needs a sampler made with guidance=True")
-        if not temperature >= 0:
-            raise ValueError(f"temperature is {temperature!r}; it must be at least 0")
-        if first_sample < 0:
-            raise ValueError(f"first_sample is {first_sample!r}; it must be at least 0")
         self._check_tensors(noise, context, context_mask)
         with self._lock, self._on_device(), torch.no_grad():
             self._fill(seed, first_sample, noise, context, context_mask, temperature, guidance_scale)
@@ -243,10 +253,11 @@ class FusedSampler:
         with torch.cuda.stream(side):
             _exhaust(self._run(self._inputs))
         side.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph, self._done = torch.cuda.CUDAGraph(), torch.cuda.Event()
+        # Without a stream of its own PyTorch captures on one of the first card that it captured on.
+        with torch.cuda.graph(graph, stream=side):
             self._captured = _exhaust(self._run(self._inputs))
-        self._done = torch.cuda.Event()
+        self._graph = graph
 
     def _replay(self) -> SamplerOutput:
         self._graph.replay()
@@ -344,8 +355,7 @@ def check_options(config, num_steps, batch_size, seq_len, context_len, guidance,
         ("seq_len", seq_len, 1),
         ("context_len", context_len, 0),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        whole_number(name, value, least)
     if seq_len > config.seq_len:
         raise ValueError(f"seq_len is {seq_len}; this model has {config.seq_len} latents")
     if context_len and not config.context:
@@ -359,9 +369,12 @@ def check_options(config, num_steps, batch_size, seq_len, context_len, guidance,
         raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {', '.join(str(d) for d in allowed)}")
 
 
-def _check_memory(config: LDLMConfig, numerics: Numerics) -> None:
+def _check_memory(config: LDLMConfig, numerics: Numerics, rows: int) -> None:
     with torch.device("meta"):
         count = sum(p.numel() for name in PACKED_MODULES for p in build_module(name, config).parameters())
-    needed, free = int(count * numerics.weights.itemsize * PLAN_OVERHEAD), free_memory(numerics.device)
+    # Of a row of the batch, the noise, latents and prediction, and the widest layer's input, inside and output.
+    latents, layer = 3 * config.latent_dim * numerics.tables.itemsize, 6 * config.dim * numerics.activations.itemsize
+    needed = int(count * numerics.weights.itemsize * PLAN_OVERHEAD) + rows * (latents + layer)
+    free = free_memory(numerics.device)
     if needed > free:
         raise MemoryError(f"the plan needs about {needed / 1e9:.1f} GB on {numerics.device} and {free / 1e9:.1f} GB are free")

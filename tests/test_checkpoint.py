@@ -116,6 +116,16 @@ class TestOpenDllm:
         assert a.config == b.config
         assert all(torch.equal(tensor, b.state_dict()[name]) for name, tensor in a.state_dict().items())
 
+    def test_pytorchs_older_format(self, tmp_path):
+        torch.save(self.published.checkpoint(), tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+        a, b = LDLM.from_open_dllm(tmp_path / "x.pt"), LDLM.from_open_dllm(self.published.checkpoint())
+        assert all(torch.equal(tensor, b.state_dict()[name]) for name, tensor in a.state_dict().items())
+
+    def test_what_is_no_checkpoint(self, tmp_path):
+        (tmp_path / "x.pt").write_text("root:x:0:0")
+        with pytest.raises(ValueError, match=r"x\.pt is damaged or is not a PyTorch checkpoint: it is neither a zip file nor"):
+            LDLM.from_open_dllm(tmp_path / "x.pt")
+
     def test_every_published_tensor_arrives(self):
         published = self.published.checkpoint()
         count = sum(t.numel() for name, part in published.items() if name != "config" for t in part.values())
@@ -136,6 +146,9 @@ class TestOpenDllm:
             (lambda c: c["latent_decoder"].pop("layers.0.1.fn.to_v.weight"), r"lacks layers\.0\.1\.fn\.to_v\.weight"),
             (lambda c: c["diffusion_head"].pop("blocks.0.3.net.0.bias"), r"missing denoiser\.blocks\.0\.mlp\.up\.bias"),
             (lambda c: c["config"].update(dim=128), r"has shape"),
+            (lambda c: c["config"].update(dim="64"), "dim is '64'; it must be a whole number"),
+            (lambda c: c.update(config=5), "the open-dllm checkpoint's config is a int; it must be a dict"),
+            (lambda c: c.update(lm_head=[1]), "the open-dllm checkpoint's lm_head is a list; it must be a dict"),
             (lambda c: c["lm_head"].update(bias=torch.full((31,), float("nan"))), r"lm_head\.bias holds NaN"),
         ],
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dllm_kernels import FusedSampler, LDLMConfig
-from dllm_kernels.config import PRESETS
+from dllm_kernels.config import PRESETS, open_dllm_config
 from tests.models import randomized
 
 TINY = LDLMConfig.preset("tiny", seq_len=5, vocab_size=31)
@@ -45,6 +45,17 @@ def test_presets_hold_the_published_shapes():
         (lambda: LDLMConfig.preset("tiny", sampled_log_snr="-4"), "sampled_log_snr is '-4'; it must be two finite numbers"),
         (lambda: LDLMConfig.preset("tiny", sampled_log_snr=[-4, float("nan")]), "sampled_log_snr is"),
         (lambda: LDLMConfig.preset("tiny", ada_ln=False), "without ada_ln"),
+        (lambda: LDLMConfig.preset(["tiny"]), r"unknown preset \['tiny'\]"),
+        (lambda: LDLMConfig.preset("tiny", causal="yes"), "causal is 'yes'; it must be true or false"),
+        (lambda: LDLMConfig.preset("tiny", encoder=5), "encoder is 5; it must be a path, a hub id or None"),
+        (lambda: LDLMConfig.preset("tiny", encoder_layer="a"), "encoder_layer is 'a'; it must be a whole number"),
+        (
+            lambda: LDLMConfig.preset("tiny", schedule_parameter="3e0"),
+            "schedule_parameter is '3e0'; it must be a finite",
+        ),
+        (lambda: LDLMConfig.preset("tiny", schedule_parameter=float("inf")), "schedule_parameter is inf"),
+        (lambda: LDLMConfig.preset("tiny", decoder_noise=-1), "decoder_noise is -1; it must be a finite number of at least 0"),
+        (lambda: open_dllm_config("64", 31), "dim is '64'; it must be a whole number of at least 1"),
         (lambda: LDLMConfig.preset("tiny", self_conditioning=False), "self_conditioning must be true"),
         (lambda: LDLMConfig.preset("tiny", first_prediction="skip"), "first_prediction must be 'zeros'"),
         (lambda: LDLMConfig.preset("tiny", first_prediction="no"), "first_prediction is 'no'"),
@@ -70,6 +81,10 @@ def test_bad_configs(make, message):
         ({"backend": "metal"}, "unknown backend 'metal'; known backends: auto, cuda, triton, torch"),
         ({"dtype": torch.int8}, "dtype is torch.int8; on cpu it must be one of"),
         ({"device": "cuda:99"}, "cuda"),
+        ({"device": "gpu"}, "unknown device 'gpu'; known devices: cpu, cuda, cuda:N"),
+        ({"device": "meta"}, "device is meta; it must be cpu, cuda or cuda:N"),
+        ({"backend": "cuda"}, "attention cannot run on cpu with backend 'cuda'"),
+        ({"grid": [1, None, 0]}, "times are"),
     ],
 )
 def test_bad_sampler_options(options, message):
@@ -101,6 +116,14 @@ def test_context_needs_a_model_with_one():
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"guidance_scale": 2.0}, "guidance_scale needs a sampler made with guidance=True"),
         ({"first_sample": -1}, "first_sample is -1"),
+        ({"first_sample": 1.5}, "first_sample is 1.5; it must be a whole number from 0 to 72057594037927934"),
+        ({"first_sample": 2**56 - 1}, "first_sample is 72057594037927935; it must be a whole number from 0"),
+        ({"seed": 7.0}, "seed is 7.0; it must be a whole number from -9223372036854775808 to 18446744073709551615"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"seed": None}, "seed is None"),
+        ({"temperature": float("inf")}, "temperature is inf; it must be a finite number of at least 0"),
+        ({"temperature": 1e39}, r"temperature is 1e\+39"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a finite number"),
     ],
 )
 def test_bad_calls(call, message):

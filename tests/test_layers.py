@@ -30,7 +30,19 @@ LAYERS = (
     ("machine_code",),
     ("kernels",),
     ("diffusion",),
-    ("config", "encoder", "device", "roofline", "report", "bad_input", "checkpoint", "quantized", "text", "extension"),
+    (
+        "config",
+        "encoder",
+        "device",
+        "roofline",
+        "report",
+        "bad_input",
+        "checkpoint",
+        "quantized",
+        "text",
+        "extension",
+        "arguments",
+    ),
 )
 RANK = {name: rank for rank, names in enumerate(reversed(LAYERS)) for name in names}
 

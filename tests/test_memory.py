@@ -60,16 +60,19 @@ def test_parts_are_let_go_before_the_next_is_asked_for(tmp_path):
             alive.append((name, weakref.ref(module)))
             return module
 
-        def changed(self):
-            return None
-
-        def mark_packed(self):
-            pass
+        def watch(self):
+            return lambda: None
 
     FusedSampler(Watched(), num_steps=1, device="cpu")
     assert [name for name, _ in alive] == ["statistics", "denoiser", "latent_decoder", "token_decoder", "lm_head"]
     assert most[1:4] == [["statistics"], ["statistics"], ["statistics"]]
     assert all(part() is None for name, part in alive)
+
+
+def test_the_batch_counts():
+    source = RandomModel(LDLMConfig.preset("tiny"))
+    with pytest.raises(MemoryError, match=r"the plan needs about 147\d{3}\.\d GB on cpu"):
+        FusedSampler(source, 1, 10**9, device="cpu", dtype=torch.float32)
 
 
 def test_too_little_memory_is_said_before_anything_is_allocated(monkeypatch):

@@ -1,15 +1,19 @@
 """FusedSampler on a CPU: plan == model, seeds, batches, changed weights, threads."""
 
 import dataclasses
+import gc
 import threading
 
+import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig
 from dllm_kernels import sampler as sampler_file
 from dllm_kernels.config import open_dllm_config
 from dllm_kernels.model.layers import MLP
+from dllm_kernels.sources import LiveModel
 from tests.models import randomized
 from tests.numerics import assert_contract
 from tests.reference_sampler import reference_sample
@@ -159,6 +163,12 @@ class TestSeeds:
         assert torch.allclose(sampler(seed=8, noise=noise).latents, latents, rtol=0, atol=1e-10)
         assert torch.equal(sampler(seed=8).latents, plain)
 
+    def test_seeds_and_samples_of_any_integer_type(self):
+        sampler = sampler_of(self.model)
+        expected = sampler(seed=200, first_sample=3).latents
+        for kind in (np.int64, np.uint8, torch.tensor):
+            assert torch.equal(sampler(seed=kind(200), first_sample=kind(3)).latents, expected)
+
     def test_negative_and_large_seeds_are_64_bit(self):
         sampler = sampler_of(self.model)
         assert torch.equal(sampler(seed=-1).latents, sampler(seed=2**64 - 1).latents)
@@ -196,6 +206,40 @@ class TestChangedWeights:
         assert torch.equal(after.latents, expected.latents) and torch.equal(after.tokens, expected.tokens)
         assert name.startswith(("latent_decoder", "statistics")) or not torch.equal(after.latents, before)
 
+    @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+    def test_a_step_of_an_optimizer(self, options):
+        model = randomized(TINY)
+        sampler, optimizer = sampler_of(model), torch.optim.AdamW(model.parameters(), **options)
+        optimizer.step()
+        sampler()
+        model.lm_head.bias.grad = torch.ones_like(model.lm_head.bias)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match=r"lm_head\.bias.*refresh\(\)"):
+            sampler()
+        sampler.refresh()
+        sampler()
+
+    def test_optimizers_forget_a_sampler_that_is_gone(self):
+        hooks = _global_optimizer_post_hooks
+        gc.collect()
+        before = len(hooks)
+        sampler = sampler_of(randomized(TINY))
+        sampler.refresh()
+        assert len(hooks) == before + 1
+        del sampler
+        gc.collect()
+        assert len(hooks) == before
+
+    def test_samplers_of_one_source_are_watched_apart(self):
+        source = LiveModel(randomized(TINY))
+        first = sampler_of(source)
+        with torch.no_grad():
+            source.model.lm_head.bias.add_(1)
+        second = sampler_of(source, num_steps=2)
+        with pytest.raises(RuntimeError, match=r"lm_head\.bias"):
+            first()
+        second()
+
     def test_replaced(self):
         model = randomized(TINY)
         sampler = sampler_of(model)
@@ -223,6 +267,24 @@ class TestChangedWeights:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         sampler_of(model, dtype=dtype)()
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_after_a_refresh_that_failed(monkeypatch):
+    sampler = sampler_of(randomized(TINY))
+    expected = sampler().latents
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler_file, "free_memory", lambda device: 0)
+        with pytest.raises(MemoryError):
+            sampler.refresh()
+    with pytest.raises(RuntimeError, match=r"the last refresh\(\) failed; call refresh\(\) again"):
+        sampler()
+    sampler.refresh()
+    assert torch.equal(sampler().latents, expected)
+
+
+def test_the_cpu_by_its_number():
+    sampler = sampler_of(randomized(TINY), device="cpu:0")
+    assert sampler(noise=torch.zeros(1, 13, 24, device="cpu:0")).latents.shape == (1, 13, 24)
 
 
 @pytest.mark.parametrize(("solver", "read"), [("ddim", [False] * 5), ("ddpm", [False] * 5), ("dpmpp_2m", [True] * 5)])

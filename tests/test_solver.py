@@ -332,6 +332,8 @@ def test_ddpm_with_counter_based_noise():
         (2, [1.0, 0.5, -0.1], "decrease strictly within"),
         (2, [1.0, math.nan, 0.0], "decrease strictly within"),
         (2, torch.zeros(3, 2), "must be a list of at least 2"),
+        (2, ("log_snr", "a", "b"), "the log-SNR grid goes from 'a' to 'b'; its ends must be finite"),
+        (2, [1, None, 0], r"times are \[1, None, 0\]; they must be a list of at least 2 numbers"),
     ],
 )
 def test_time_grid_rejects(num_steps, grid, message):

@@ -18,6 +18,9 @@ from torch import Tensor
 INITIAL_NOISE, STEP_NOISE, GUMBEL_NOISE = 0, 1, 2
 """Streams, one for each use of noise, so that none repeats another's values."""
 
+SAMPLES = 2**56
+"""Samples of a seed; their numbers begin at 0."""
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)

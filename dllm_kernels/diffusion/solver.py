@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dllm_kernels.arguments import whole_number
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 
 SOLVERS = ("ddim", "ddpm", "dpmpp_2m")
@@ -35,15 +36,15 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, grid: str | Sequence | Te
         ValueError: fewer than one step; an unknown grid; ends that are not finite, not in order, or past what t resolves in
             float64; times of the wrong number, out of order, outside [0, 1], or not ending at 0.
     """
-    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps!r}; it must be a whole number of at least 1")
+    num_steps = whole_number("num_steps", num_steps, 1)
     if isinstance(grid, str) and grid == "auto":
         grid = "t" if schedule.sampled is None else ("log_snr", *schedule.sampled)
     match grid:
         case "t":
             return torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
         case ("log_snr", start, end):
-            if not -math.inf < start < end < math.inf:
+            numbers = all(isinstance(end, (int, float)) for end in (start, end))
+            if not (numbers and -math.inf < start < end < math.inf):
                 raise ValueError(f"the log-SNR grid goes from {start!r} to {end!r}; its ends must be finite and rise")
             times = schedule.t_of_log_snr(torch.linspace(start, end, num_steps, dtype=torch.float64))
             times = torch.cat((times, times.new_zeros(1)))
@@ -103,7 +104,10 @@ def coefficient_table(schedule: NoiseSchedule, times: Sequence | Tensor, solver:
 
 
 def _checked(times: Sequence | Tensor) -> Tensor:
-    times = torch.as_tensor(times, dtype=torch.float64)
+    try:
+        times = torch.as_tensor(times, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"times are {times!r}; they must be a list of at least 2 numbers") from None
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times have shape {list(times.shape)}; they must be a list of at least 2")
     if not ((times.diff() < 0).all() and times[0] <= 1 and times[-1] >= 0):
