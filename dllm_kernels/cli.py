@@ -47,6 +47,7 @@ from dllm_kernels.options import (
 from dllm_kernels.phases import phase_times
 from dllm_kernels.pipeline import LDLMPipeline
 from dllm_kernels.report import emit, notes, progress_bar
+from dllm_kernels.sampler import checked_call
 from dllm_kernels.scale.command import generate_files
 from dllm_kernels.scale.command import serve as serve_command
 from dllm_kernels.scale.prompted import PromptLimit
@@ -141,6 +142,7 @@ def generate(
         if prompt_len is not None or guidance_scale != 1:
             raise ValueError("--prompt-len and --guidance-scale belong to --prompt and --prompts")
         on = device_for(device, backend, threads)
+        checked_call(batch, seed, first_sample, temperature)
         source = source_of(model, dtype.torch)
         words = tokenizer_of(tokenizer, source)
         start = time.perf_counter()

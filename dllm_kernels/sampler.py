@@ -187,10 +187,8 @@ class FusedSampler:
         changed = self._changed()
         if changed:
             raise RuntimeError(f"the model's weights changed after they were packed (first: {changed}); call refresh()")
-        seed = whole_number("seed", seed, -(2**63), 2**64 - 1)
-        first_sample = whole_number("first_sample", first_sample, 0, SAMPLES - self.batch_size)
-        temperature = real_number("temperature", temperature, least=0)
-        guidance_scale = real_number("guidance_scale", guidance_scale)
+        numbers = checked_call(self.batch_size, seed, first_sample, temperature, guidance_scale)
+        seed, first_sample, temperature, guidance_scale = numbers
         if guidance_scale != 1.0 and not self.guidance:
             raise ValueError("guidance_scale needs a sampler made with guidance=True")
         self._check_tensors(noise, context, context_mask)
@@ -367,6 +365,18 @@ def check_options(config, num_steps, batch_size, seq_len, context_len, guidance,
     allowed = (torch.bfloat16, torch.float16, torch.float32) + ((torch.float64,) if device.type == "cpu" else ())
     if dtype not in allowed:
         raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {', '.join(str(d) for d in allowed)}")
+
+
+def checked_call(
+    batch_size: int, seed: int, first_sample: int, temperature: float, guidance_scale: float = 1.0
+) -> tuple[int, int, float, float]:
+    """The numbers of a call as it takes them. Raises the ValueError that a call with them would."""
+    return (
+        whole_number("seed", seed, -(2**63), 2**64 - 1),
+        whole_number("first_sample", first_sample, 0, SAMPLES - batch_size),
+        real_number("temperature", temperature, least=0),
+        real_number("guidance_scale", guidance_scale),
+    )
 
 
 def _check_memory(config: LDLMConfig, numerics: Numerics, rows: int) -> None:
