@@ -1,5 +1,6 @@
 """The commands `bench` and `report`."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from dllm_kernels.bench import generation, peers
 from dllm_kernels.bench.documents import documents
 from dllm_kernels.bench.peers import EAGER_BF16, OURS, PUBLISHED_BF16
+from dllm_kernels.bench.results import check_place
 from dllm_kernels.bench.results import read as read_result
 from dllm_kernels.bench.tables import BEGIN, END, readme
 from dllm_kernels.bench.timing import Sample
@@ -69,6 +71,21 @@ class TestBench:
             assert message(*TINY, option, tmp_path / "a.json").startswith(f"{tmp_path / 'a.json'} is not a result of the")
         assert "No such file" in message(*TINY, "--against", tmp_path / "b.json")
 
+    @pytest.mark.parametrize(
+        ("place", "expected"),
+        [("file/b.json", "File exists"), ("", "is a folder; a result is a file")],
+        ids=["under a file", ""],
+    )
+    def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(self, tmp_path, monkeypatch, place, expected):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr("dllm_kernels.bench.command.Weights.of", lambda *_: pytest.fail("measured"))
+        assert expected in message(*TINY, "--output", tmp_path / place)
+
+    def test_an_earlier_result_stays_until_the_new_one_is_written(self, tmp_path):
+        (tmp_path / "b.json").write_text("{}")
+        check_place(tmp_path / "b.json")
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("b.json", "{}")]
+
     def test_nothing_of_it_is_imported_without_need(self):
         program = (
             "import sys, dllm_kernels.cli; print({'matplotlib', 'torchao', 'dllm_kernels.bench.plots'} & set(sys.modules))"
@@ -111,6 +128,15 @@ class TestReport:
         (tmp_path / "old.json").write_text(json.dumps({"bench": {}}))
         said = message("report", *files, tmp_path / "old.json", "--docs", tmp_path / "docs")
         assert said.startswith(f"{tmp_path / 'old.json'} is not a result") and not (tmp_path / "docs").exists()
+
+    def test_a_file_of_bench_is_named_with_what_it_is_for(self, files, tmp_path):
+        dataclasses.replace(table(), group="bench").write(tmp_path / "b.json")
+        said = message("report", *files, tmp_path / "b.json", "--docs", tmp_path / "docs")
+        assert said == (
+            f"{tmp_path / 'b.json'} holds the group 'bench', and report reads the harness's: table, autotune, ops, sweep; "
+            "a file of bench --output is for bench --compare and --against"
+        )
+        assert not (tmp_path / "docs").exists()
 
     def test_without_matplotlib_it_says_what_to_install(self, files, tmp_path, monkeypatch):
         monkeypatch.setattr("dllm_kernels.bench.command.importlib.util.find_spec", lambda name: None)

@@ -154,6 +154,28 @@ def test_bodies_that_do_not_fit(changes, status, expected):
     assert found.desk.waiting == 0 and metric(found, f'dllm_requests_total{{status="{status}"}}') == 1
 
 
+@pytest.mark.parametrize("prompt", [[], [1, 2, 3], 5, ["a", 3], ["a"] * 129, [["a"]], {}])
+def test_a_prompt_of_another_type_is_told_what_it_may_be(prompt):
+    found = error(client().post(PATH, json={"model": "tiny", "prompt": prompt}), 400)
+    assert found["param"] == "prompt" and found["message"] == "prompt: it must be a text, or a list of 1 to 128 texts"
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "expected"),
+    [
+        ("not JSON", None, "the body: JSON decode error"),
+        ('{"model": "tiny", ', None, "the body: JSON decode error"),
+        ("[1]", None, "the body: Input should be a valid dictionary or object to extract fields from"),
+        ("", None, "the body: Field required"),
+        ("{}", "model", "model: Field required"),
+        ('{"model": "tiny", "n": "x"}', "n", "n: Input should be a valid integer, unable to parse string as an integer"),
+    ],
+)
+def test_the_parameter_is_the_field_or_null(content, param, expected):
+    found = error(client().post(PATH, content=content, headers={"content-type": "application/json"}), 400)
+    assert (found["param"], found["message"]) == (param, expected)
+
+
 def test_a_model_without_prompts_takes_an_empty_one():
     found = client(prompt_len=0, guidance=False)
     assert found.post(PATH, json={"model": "tiny", "prompt": ""}).status_code == 200

@@ -205,6 +205,28 @@ class TestPrompts:
         assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("error", [ValueError("no such encoder"), MemoryError("too little")])
+def test_what_only_building_finds_leaves_nothing(tmp_path, monkeypatch, error):
+    def refuses(job):
+        raise error
+
+    monkeypatch.setattr(Job, "build", refuses)
+    with pytest.raises(type(error), match=str(error)):
+        generate(3, tmp_path / "out", JOB)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(Job, "build", lambda job: pytest.fail("built"))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"is not empty \(it holds notes.txt\); name a new folder"):
+        generate(3, tmp_path, JOB)
+
+
+def test_a_drivers_machine_may_lack_the_workers_card():
+    assert Job("tiny", device="cuda", backend="cuda").check() == Job("tiny", device="cuda:1", backend="triton").check() == 64
+
+
 class TestCommand:
     def test_files(self, whole, tmp_path):
         options = ("--count", 22, "--steps", 2, "--batch", 4, "--seq-len", 16, "--temperature", 1, "--seed", 3, "--shard", 9)
@@ -228,6 +250,17 @@ class TestCommand:
             (("--output", "{}", "--count", 3, "--workers", 2), "2 workers need Ray"),
             (("--output", "{}", "--count", 3, "--guidance-scale", 2), "guidance needs context_len"),
             (("--output", "{}", "--prompts", "none.jsonl"), "No such file"),
+            (("--output", "{}", "--prompts", ""), "prompts is ''; it must be"),
+            (("--output", "{}", "--count", 3, "--temperature", 1e39), "temperature is 1e+39; it must be a finite number of at"),
+            (("--output", "{}", "--count", 3, "--guidance-scale", 1e39), "guidance_scale is 1e+39; it must be a finite number"),
+            (("--output", "{}", "--count", 3, "--seed", 2**64), "seed is 18446744073709551616; it must be a whole number from"),
+            (("--output", "{}", "--count", 3, "--device", "foo"), "unknown device 'foo'; known devices: cpu, cuda, cuda:N"),
+            (("--output", "{}", "--count", 3, "--device", "cpu", "--backend", "cuda"), "attention cannot run on cpu"),
+            (("--output", "{}", "--count", 3, "--device", "foo", "--ray", "local"), "unknown device 'foo'"),
+            (("--output", "{}", "--count", 3, "--device", "cuda:x", "--ray", "local"), "unknown device 'cuda:x'"),
+            (("--output", "{}", "--count", 3, "--tokenizer", "/nowhere"), "/nowhere gives no tokenizer"),
+            (("--output", "{}", "--count", 3, "--device", "cpu", "--batch", 10**9), "GB are free"),
+            (("--output", "{}", "--count", 3, "--ray", "127.0.0.1:1"), "no Ray cluster answers"),
             (("--workers", 2), "belong to --output"),
             (("--output", "{}", "--count", 3, "--prompt-len", 9), "--prompt-len belongs to --prompt and --prompts"),
             (("--prompt-len", 9), "belong to --prompt and --prompts"),

@@ -86,6 +86,15 @@ def test_other_sources_that_do_not_fit(tmp_path):
         Prompts(tmp_path / "none")
 
 
+@pytest.mark.parametrize("path", ["", "/", "//", ":train", "/:train"])
+def test_a_path_without_a_name(path, tmp_path, monkeypatch):
+    datasets.Dataset.from_dict({"prompt": TEXTS}).save_to_disk(tmp_path)
+    # An empty path is not the folder that one is in.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^prompts is '{path}'; it must be a .jsonl or .parquet file, a dataset's folder or "):
+        Prompts(path)
+
+
 class TestHub:
     """A dataset as the hub has it: files of its splits, which `datasets` puts into its cache as Arrow files."""
 

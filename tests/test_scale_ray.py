@@ -54,15 +54,22 @@ def test_two_workers_one_of_them_killed(actors, one, tmp_path):
 
 
 def test_what_does_not_fit_in_a_worker_is_one_sentence(tmp_path):
-    job = Job("tiny", steps=1, tokenizer=str(tmp_path))
-    with pytest.raises(ValueError, match="gives no tokenizer"):
-        generate(4, tmp_path / "out", job, workers=1, ray="local")
+    with pytest.raises(MemoryError, match=r"^the plan .* GB on cpu and .* GB are free$"):
+        generate(4, tmp_path / "out", Job("tiny", steps=1, batch=10**9), workers=1, ray="local")
+
+
+@pytest.mark.parametrize("change", [{"tokenizer": "/nowhere"}, {"backend": "cuda"}, {"device": "foo"}, {"temperature": 1e39}])
+def test_what_the_driver_can_see_leaves_nothing(tmp_path, change):
+    with pytest.raises(ValueError):
+        generate(4, tmp_path / "out", Job("tiny", steps=1, **change), workers=1, ray="local")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
 def test_no_cluster_at_an_address(tmp_path, address):
     with pytest.raises(ValueError, match=f"no Ray cluster answers at {address}"):
         generate(3, tmp_path, JOB, ray=address)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_driver_leaves_whole_files_and_the_next_goes_on(one, tmp_path):

@@ -161,6 +161,8 @@ def test_a_shutdown_answers_what_was_taken(server):
         (("--solver", "ddpm"), "cannot share a call"),
         (("--port", "{taken}"), "cannot listen on 127.0.0.1"),
         (("--tokenizer", "/nowhere"), "gives no tokenizer"),
+        (("--device", "foo"), "unknown device 'foo'; known devices: cpu, cuda, cuda:N"),
+        (("--backend", "cuda"), "attention cannot run on cpu with backend 'cuda'"),
         (("--ray", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
     ],
 )

@@ -184,9 +184,15 @@ def test_text_without_a_tokenizer_is_the_numbers():
         ({"prompt_len": 8}, "its config names none"),
         ({"batches": (1, 0)}, "batch_size is 0"),
         ({"model": "nothing"}, "unknown preset"),
+        ({"device": "foo"}, "^unknown device 'foo'; known devices: cpu, cuda, cuda:N$"),
+        ({"device": "meta"}, "device is meta; it must be cpu, cuda or cuda:N"),
+        ({"backend": "cuda"}, "attention cannot run on cpu with backend 'cuda': CUDA kernels do not run on cpu"),
+        ({"backend": "fast"}, "unknown backend 'fast'"),
     ],
 )
 def test_settings_that_do_not_fit(changes, expected):
     with pytest.raises(ValueError, match=expected):
         Settings(**{"model": "tiny"} | changes).check()
     assert Settings("tiny").check() == 64
+    # Replicas have their own cards.
+    assert Settings("tiny", device="cuda", backend="cuda").check() == 64

@@ -200,6 +200,12 @@ class TestResume:
             found = weights(parts / output)
             assert any(not torch.equal(found[name], expected[name]) for name in expected), part
 
+    def test_a_finished_run_is_said_to_be_finished(self, trained, parts):
+        settings, metrics, _ = trained
+        result = command("train", "--config", parts / "trained.yaml", "--resume", "--device", "cpu")
+        assert " ".join(result.stdout.split()) == f"{parts / 'trained' / 'model'}: step 400, finished already"
+        assert lines(settings.output) == metrics
+
     def test_trackers_get_the_metrics(self, short):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

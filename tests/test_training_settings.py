@@ -21,6 +21,8 @@ def test_the_example_configs_are_read():
 def test_numbers_that_yaml_takes_for_text(tmp_path):
     assert Settings.read(write_config(tmp_path, optimizer__learning_rate="2e-4")).optimizer.learning_rate == 2e-4
     assert Settings.read(write_config(tmp_path, optimizer__clip=1)).optimizer.clip == 1.0
+    model = Settings.read(write_config(tmp_path, model__decoder_noise="5e-1", model__schedule_parameter="3e0")).model
+    assert (model.decoder_noise, model.schedule_parameter) == (0.5, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,19 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
         ({"stepz": 3}, "unknown key stepz; known keys: output, model, encoder, data, optimizer, recipe, seed, "),
         ({"optimizer__step": 3}, "unknown key optimizer.step; known keys: optimizer.steps, optimizer.batch_size, "),
         ({"model__preset": "huge"}, "unknown preset 'huge'; known presets: open-dllm-35b-a3b, "),
-        ({"model__width": 3}, "the config has unknown fields: width"),
+        ({"model__width": 3}, "unknown key model.width; known keys: model.preset, model.dim, "),
+        ({"model__3": 3}, "unknown key model.3; known keys: model.preset, "),
+        ({"model__preset": ["tiny"]}, "model.preset is ['tiny']; it must be a text"),
+        ({"model__decoder_noise": "loud"}, "model.decoder_noise is 'loud'; it must be a number"),
+        ({"model__decoder_noise": 10**400}, "model.decoder_noise is 1"),
+        ({"model__decoder_noise": -1}, "decoder_noise is -1.0; it must be a finite number of at least 0"),
+        ({"model__decoder_noise": float("nan")}, "decoder_noise is nan; it must be a finite number of at least 0"),
+        ({"model__schedule_parameter": "0e0"}, "schedule_parameter is 0.0; it must be positive"),
+        ({"model__causal": "no"}, "model.causal is 'no'; it must be true or false"),
+        ({"model__dim": "64"}, "model.dim is '64'; it must be a whole number"),
+        ({"model__sampled_log_snr": [1]}, "model.sampled_log_snr is [1]; it must be a list of 2 values"),
+        ({"encoder__layer": "last"}, "encoder.layer is 'last'; it must be a whole number"),
+        ({"encoder__path": None}, "encoder.path is None; it must be a text"),
         ({"model__dim": 63}, "dim 63 does not divide into 4 heads"),
         ({"model__preset": "open-dllm-27b"}, "model has ada_ln false; training is of the ldlm architecture, whose "),
         ({"model": 3}, "model must hold the keys of a model's config, or preset and what differs from it"),
@@ -74,6 +88,7 @@ def test_bad_parts_get_one_line_and_leave_nothing(tmp_path):
     path = write_config(tmp_path)
     assert message("train", "--config", path) == f"the encoder {tmp_path}/encoder is not a folder, and not a hub id"
     assert message("train", "--config", path, "--device", "cuda:99").startswith("device is cuda")
+    assert message("train", "--config", path, "--device", "foo") == "unknown device 'foo'; known devices: cpu, cuda, cuda:N"
     assert message("train", "--config", path, "--resume") == f"{tmp_path}/out holds no checkpoint to go on from"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.yaml"]
     assert yaml.safe_load(path.read_text())["output"] == f"{tmp_path}/out"

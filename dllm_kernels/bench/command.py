@@ -19,8 +19,8 @@ from dllm_kernels.bench.generation import Bench, failed, measure
 from dllm_kernels.bench.groups import ON_CARD, ON_CPU
 from dllm_kernels.bench.machine import Machine
 from dllm_kernels.bench.peers import Case, Weights, baseline
-from dllm_kernels.bench.results import Result, read
-from dllm_kernels.bench.tables import BEGIN, END, machine_line, number, readme, share
+from dllm_kernels.bench.results import Result, check_place, read
+from dllm_kernels.bench.tables import BEGIN, END, KINDS, kind_of, machine_line, number, readme, share
 from dllm_kernels.config import LDLMConfig
 from dllm_kernels.options import DEFAULT_PRESET, AsJson, Batch, Device, Preset, Steps, Threads, device_for
 from dllm_kernels.report import emit, notes, out
@@ -49,6 +49,8 @@ def bench(
         on = device_for(device, "auto", threads)
         config = LDLMConfig.preset(preset)
         earlier, before = (None if path is None else read(path) for path in (compare, against))
+        if output is not None:
+            check_place(output)
         with notes.status("making the model"):
             weights = Weights.of(config, on)
     machine, case = Machine(on), Case(preset, steps, batch, config.seq_len)
@@ -120,6 +122,12 @@ def report(
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError("report needs matplotlib: pip install 'dllm-kernels[bench]'")
         found = [read(path) for path in results]
+        for path, result in zip(results, found, strict=True):
+            if kind_of(result) not in KINDS:
+                raise ValueError(
+                    f"{path} holds the group {result.group!r}, and report reads the harness's: {', '.join(KINDS)}; "
+                    f"a file of bench --output is for bench --compare and --against"
+                )
         texts, drawn = documents(found), plots(found)
         beside = docs.parent / "README.md"
         opening = beside.read_text() if beside.exists() else ""

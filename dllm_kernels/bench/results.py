@@ -109,6 +109,16 @@ class Result:
         aside.replace(path)
 
 
+def check_place(path: Path) -> None:
+    """Raises the OSError that writing a result to `path` would, before it is measured; makes its folder."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a result is a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    aside.touch()
+    aside.unlink()
+
+
 def read(path: Path) -> Result:
     """The result in a file.
 

@@ -11,7 +11,7 @@ from dllm_kernels.bench.results import Result, Row, file_name
 
 BEGIN, END = "<!-- written by dllm-kernels report: begin -->", "<!-- end -->"
 AXES = {"length": "seq_len", "batch": "batch", "steps": "steps", "prompt": "prompt"}
-_ORDER = ["table", "autotune", "ops", "sweep", "bench"]
+KINDS = ("table", "autotune", "ops", "sweep")
 _COMMAND = "pytest benchmarks/ --benchmark-only"
 _FULL_CLOCK = 0.97  # of the card's most: NVML's steps are 15 MHz
 
@@ -46,7 +46,7 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def newest(results: Iterable[Result]) -> dict[str, list[Result]]:
     """By machine, the newest result of each group: cards before CPUs, then the newest machine first."""
     machines: dict[str, dict[str, Result]] = {}
-    for result in sorted(results, key=lambda result: (result.day, _ORDER.index(_kind(result)), result.group)):
+    for result in sorted(results, key=lambda result: (result.day, KINDS.index(kind_of(result)), result.group)):
         machines.setdefault(result.machine["name"], {})[result.group] = result
     ordered = sorted(machines.values(), key=lambda groups: max(result.day for result in groups.values()), reverse=True)
     ordered.sort(key=lambda groups: next(iter(groups.values())).machine["device"] == "cpu")
@@ -57,7 +57,7 @@ def readme(results: Iterable[Result]) -> str:
     """The published table on the newest card, or on the newest CPU where there is no card's, with what awaits one."""
     for name, groups in newest(results).items():
         tables = [
-            result for result in groups if _kind(result) == "table" and any(_case(result, entry) for entry in published.TABLE)
+            result for result in groups if kind_of(result) == "table" and any(_case(result, entry) for entry in published.TABLE)
         ]
         if tables:
             return _published_table(name, tables)
@@ -155,20 +155,19 @@ def document(results: Iterable[Result], plots: dict[str, dict]) -> str:
             f"{machine_line(first)}. Measured: {number(reached['bytes_per_s'] / 1e9)} GB/s, "
             f"{number(reached['flops'] / 1e12)} TFLOP/s in bf16, when the first group began."
         )
-        for result in sorted(
-            groups, key=lambda result: (["table", "autotune", "ops", "sweep"].index(_kind(result)), result.group)
-        ):
+        for result in sorted(groups, key=lambda result: (KINDS.index(kind_of(result)), result.group)):
             parts += _section(result)
         parts += [f"![{plot['title']}](plots/{key}.svg)" for key, plot in plots.items() if plot["machine"] == name]
     return "\n\n".join(parts) + "\n"
 
 
-def _kind(result: Result) -> str:
+def kind_of(result: Result) -> str:
+    """The kind of its group, one of KINDS where the harness wrote it."""
     return result.group.split("-")[0]
 
 
 def _section(result: Result) -> list[str]:
-    kind = _kind(result)
+    kind = kind_of(result)
     table = {"ops": _ops_table, "sweep": _sweep_table}.get(kind, _generation_table)
     text = [f"### {result.group}"]
     state = "" if result.complete else " **Incomplete.**"

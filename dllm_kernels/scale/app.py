@@ -14,7 +14,17 @@ from starlette.exceptions import HTTPException
 
 from dllm_kernels import __version__
 from dllm_kernels.scale.limits import Limits, error_body
-from dllm_kernels.scale.protocol import Choice, Completion, CompletionRequest, ErrorBody, Logprobs, Model, Models, Usage
+from dllm_kernels.scale.protocol import (
+    MOST_SAMPLES,
+    Choice,
+    Completion,
+    CompletionRequest,
+    ErrorBody,
+    Logprobs,
+    Model,
+    Models,
+    Usage,
+)
 from dllm_kernels.scale.serving import Answer, Row, Settings, Text
 
 Generate = Callable[[Row], Awaitable[Answer | None]]
@@ -231,8 +241,11 @@ def create_app(desk: Desk) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:])
-        return answer(request, 400, error_body(f"{field or 'the body'}: {first['msg']}", INVALID, field or None), {})
+        # After "body" stands the field, or the place in it where it stops being JSON.
+        field = next((part for part in first["loc"][1:2] if isinstance(part, str)), None)
+        # Each type that a prompt may have has a reason of its own, of which the first says what one of them is.
+        reason = f"it must be a text, or a list of 1 to {MOST_SAMPLES} texts" if field == "prompt" else first["msg"]
+        return answer(request, 400, error_body(f"{field or 'the body'}: {reason}", INVALID, field), {})
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:

@@ -29,7 +29,7 @@ class Summary:
         found: of those, how many were there before.
         made: how many this run saw made.
         seq_len: tokens a sample.
-        seconds: from the first shard's start to the last one's end, the building of the workers included.
+        seconds: from the beginning of the workers' building to the last shard's end.
         workers: how many there were.
     """
 
@@ -76,6 +76,7 @@ def generate(
     Raises:
         ValueError, FileNotFoundError: an option or a prompt does not fit, or the folder belongs to another job; nothing was
             written.
+        MemoryError: the job needs more than there is; without Ray nothing was written.
     """
     if ray is None and workers not in (None, 1):
         raise ValueError(f"{workers} workers need Ray: ray='local' (--ray local) starts it on this machine")
@@ -86,13 +87,10 @@ def generate(
     seq_len = job.check()
     shards = Shards(first_sample, source.count if prompted else source, shard_size or BATCHES_A_SHARD * job.batch)
     manifest = {"job": "dllm-kernels generate 1", "first_sample": shards.first, "count": shards.count, "shard": shards.size}
-    if prompted and not sink.claimed:
-        _check_prompts(source, job)
-    sink.claim(manifest | job.manifest() | {"prompts": source.digest if prompted else None})
-    todo = shards.pending(sink.listed())
-    found = shards.count - shards.samples(todo)
-    told(found, shards.count)
     worker = Worker(job, source if prompted else None, shards, sink)
+    claimed = sink.claimed
+    if prompted and not claimed:
+        _check_prompts(source, job)
     if ray is None:
         workers, run = 1, _run_here
     else:
@@ -100,7 +98,15 @@ def generate(
 
         room = connect(ray, job.device, job.threads, workers)
         workers = workers or room
-    done, start = found, time.monotonic()
+    start = time.monotonic()
+    if ray is None and not claimed:
+        # What only building finds, such as too little memory, leaves no folder either.
+        worker.prepare()
+    sink.claim(manifest | job.manifest() | {"prompts": source.digest if prompted else None})
+    todo = shards.pending(sink.listed())
+    found = shards.count - shards.samples(todo)
+    told(found, shards.count)
+    done = found
     if len(todo):
         for count in run(worker, todo, workers):
             done += count
@@ -130,11 +136,15 @@ class Worker:
         self.job, self._prompts, self._shards, self._sink = job, prompts, shards, sink
         self._generator: Generator | None = None
 
+    def prepare(self) -> None:
+        """Builds the sampler, where there is none yet."""
+        self._generator = self._generator or self.job.build()
+
     def __call__(self, index: int) -> int:
         """Makes shard `index` unless it is there; gives its number of samples."""
         shard = self._shards[index]
         if not self._sink.has(shard):
-            self._generator = self._generator or self.job.build()
+            self.prepare()
             self._sink.write(shard, self._rows(shard))
         return shard.count
 

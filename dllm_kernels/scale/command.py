@@ -15,6 +15,7 @@ from dllm_kernels.ops.dispatch import BACKENDS
 from dllm_kernels.options import DEFAULT_PRESET, Device, Dtype, DtypeOption, Threads, source_of
 from dllm_kernels.report import emit, notes, out
 from dllm_kernels.scale.batch import generate
+from dllm_kernels.scale.devices import worker_device
 from dllm_kernels.scale.job import Job
 from dllm_kernels.scale.prompted import PromptLimit, takes_prompts
 from dllm_kernels.scale.prompts import Prompts
@@ -43,13 +44,14 @@ def generate_files(
             raise ValueError("--prompt-len belongs to --prompt and --prompts")
         device = options.pop("device")
         # A cluster's driver may have no card: there the device is taken by its name.
-        on = device.partition(":")[0] if ray and device else resolve_device(device).type
+        on = (worker_device(device, options["backend"]) if ray and device else resolve_device(device)).type
         batch = options.pop("batch") or (64 if on == "cuda" else 16)
         threads = options.pop("threads") or 1
         source = count if prompts is None else Prompts(prompts)
-        read = 0 if prompts is None else PromptLimit(source_of(options["model"], torch.bfloat16).config, prompt_len).most
+        config = source_of(options["model"], torch.bfloat16).config
+        read = 0 if prompts is None else PromptLimit(config, prompt_len).most
         job = Job(device=on, batch=batch, threads=threads, prompt_len=read, **options)
-        seq_len = job.check()
+        seq_len = config.seq_len if job.seq_len is None else job.seq_len
         columns = TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TokenRate(seq_len), TimeRemainingColumn()
         bar = Progress(*columns, console=notes, speed_estimate_period=600)
         task = bar.add_task("", total=None)
@@ -142,7 +144,7 @@ def serve(
             solver=solver,
             grid=grid,
             dtype=str(dtype),
-            device=device.partition(":")[0] if device else resolve_device(None).type,
+            device=(worker_device(device, backend) if device else resolve_device(None)).type,
             backend=backend,
             threads=threads,
             tokenizer=tokenizer,

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from dllm_kernels import checkpoint
+from dllm_kernels.arguments import whole_number
 from dllm_kernels.config import PRESETS
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.options import Dtype, device_for, grid_of, source_of, tokenizer_of
-from dllm_kernels.sampler import FusedSampler, check_options
+from dllm_kernels.sampler import FusedSampler, check_options, checked_call
+from dllm_kernels.scale.devices import worker_device
 from dllm_kernels.scale.prompted import PromptLimit, load_encoder
 
 
@@ -63,12 +65,16 @@ class Job:
                 object.__setattr__(self, name, os.path.abspath(value))
 
     def check(self) -> int:
-        """Raises the ValueError or FileNotFoundError of an option that does not fit, without packing; gives T."""
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature!r}; it must be at least 0 and finite")
-        if self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; it must be at least 1")
-        config = source_of(self.model, torch.bfloat16).config
+        """Raises the ValueError or FileNotFoundError of an option that does not fit, without packing; gives T.
+
+        A backend is looked at for the CPU alone, since this machine may lack the card that a worker has.
+        """
+        checked_call(self.batch, self.seed, 0, self.temperature, self.guidance_scale)
+        whole_number("threads", self.threads, 1)
+        device = worker_device(self.device, self.backend)
+        source = source_of(self.model, torch.bfloat16)
+        config = source.config
+        tokenizer_of(self.tokenizer, source)
         if self.prompt_len:
             self.prompt_limit()
         schedule = NoiseSchedule.from_config(config)
@@ -76,7 +82,7 @@ class Job:
         coefficient_table(schedule, times, self.solver, self._eta())
         seq_len = config.seq_len if self.seq_len is None else self.seq_len
         sizes = self.steps, self.batch, seq_len, self.prompt_len, self._guided()
-        check_options(config, *sizes, self.backend, Dtype(self.dtype).torch, torch.device(self.device))
+        check_options(config, *sizes, self.backend, Dtype(self.dtype).torch, device)
         return seq_len
 
     def prompt_limit(self) -> PromptLimit:

@@ -78,7 +78,8 @@ def run(worker: Any, todo: np.ndarray, workers: int) -> Iterator[int]:
     except RayTaskError as error:
         cause = error.as_instanceof_cause()
         if isinstance(cause, ValueError | OSError | MemoryError):
-            raise type(error.cause)(str(error.cause)) from error
+            # Ray appends how to have it try again.
+            raise type(error.cause)(str(error.cause).partition("\nFailed to apply UDF transform")[0]) from error
         raise
 
 

@@ -123,6 +123,9 @@ class Prompts:
         except ImportError:
             raise ValueError("prompts of a dataset need datasets: pip install 'dllm-kernels[scale]'") from None
         name, _, split = self.path.partition(":")
+        if not name.strip("/"):
+            # Nothing, or the root: datasets looks for a name in it.
+            raise ValueError(f"prompts is {self.path!r}; it must be a .jsonl or .parquet file, a dataset's folder or hub id")
         if any(Path(self.path, written).is_file() for written in ("state.json", "dataset_dict.json")):
             self._dataset = datasets.load_from_disk(self.path)
         elif Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):

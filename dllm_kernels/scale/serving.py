@@ -13,6 +13,7 @@ from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.ops.noise import initial_noise
 from dllm_kernels.options import Dtype, device_for, grid_of, source_of, tokenizer_of
 from dllm_kernels.sampler import FusedSampler, check_options
+from dllm_kernels.scale.devices import worker_device
 from dllm_kernels.scale.prompted import PromptLimit, load_encoder
 
 
@@ -67,6 +68,7 @@ class Settings:
             raise ValueError("ddpm draws noise at every step by the number of the sample, so requests cannot share a call")
         if self.guidance and not self.prompt_len:
             raise ValueError("guidance needs prompts: a model with an encoder, and a prompt_len")
+        device = worker_device(self.device, self.backend)
         Text(self.model, self.tokenizer)
         config = source_of(self.model, torch.bfloat16).config
         self.prompt_limit()
@@ -75,7 +77,7 @@ class Settings:
             coefficient_table(schedule, time_grid(schedule, steps, grid_of(self.grid)), self.solver, 0.0)
             for batch in self.batches:
                 sizes = steps, batch, config.seq_len, self.prompt_len, self.guidance
-                check_options(config, *sizes, self.backend, Dtype(self.dtype).torch, torch.device(self.device))
+                check_options(config, *sizes, self.backend, Dtype(self.dtype).torch, device)
         return config.seq_len
 
     def prompt_limit(self) -> PromptLimit | None:

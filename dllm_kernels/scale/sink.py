@@ -33,8 +33,14 @@ class ParquetFolder:
 
     @property
     def claimed(self) -> bool:
-        """Whether the folder is some job's."""
-        return (self.folder / MANIFEST).exists()
+        """Whether the folder is some job's. Raises ValueError where it holds files and no manifest."""
+        if (self.folder / MANIFEST).exists():
+            return True
+        names = self._names() if self.folder.exists() else ()
+        stray = next((name for name in names if name not in (ASIDE, MANIFEST)), None)
+        if stray is not None:
+            raise ValueError(f"{self.folder} has no {MANIFEST} and is not empty (it holds {stray}); name a new folder")
+        return False
 
     def claim(self, manifest: dict[str, Any]) -> None:
         """Makes the folder this job's, or finds that it is already.
@@ -44,10 +50,7 @@ class ParquetFolder:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / MANIFEST
-        if not path.exists():
-            stray = next((name for name in self._names() if name not in (ASIDE, MANIFEST)), None)
-            if stray is not None:
-                raise ValueError(f"{self.folder} has no {MANIFEST} and is not empty (it holds {stray}); name a new folder")
+        if not self.claimed:
             (self.folder / ASIDE).mkdir(exist_ok=True)
             aside = self.folder / ASIDE / f"manifest-{uuid.uuid4().hex}"
             _write(aside, json.dumps(manifest, indent=1, sort_keys=True) + "\n")

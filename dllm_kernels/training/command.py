@@ -47,7 +47,9 @@ def train(
         typer.echo(f"dllm-kernels: {error}", err=True)
         raise typer.Exit(1) from error
     if run.main and not as_json:
-        out.print(f"{result['model']}: step {result['step']}, loss {result.get('loss', float('nan')):.4f}")
+        # A run that goes on where none is left has no losses of its own.
+        said = f"loss {result['loss']:.4f}" if "loss" in result else "finished already"
+        out.print(f"{result['model']}: step {result['step']}, {said}")
 
 
 def _prepare(settings: Settings) -> None:

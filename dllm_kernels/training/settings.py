@@ -209,14 +209,15 @@ class Settings:
         model = document.get("model")
         if not isinstance(model, dict):
             raise ValueError("model must hold the keys of a model's config, or preset and what differs from it")
-        encoder = document.get("encoder")
         named = {}
-        if isinstance(encoder, dict) and isinstance(encoder.get("path"), str):
-            named = {"encoder": encoder.get("name") or encoder["path"], "encoder_layer": encoder.get("layer", -3)}
-        preset = model.get("preset")
+        if isinstance(document.get("encoder"), dict):
+            encoder = _build(EncoderSettings, "encoder.", document["encoder"])
+            named = {"encoder": encoder.name or encoder.path, "encoder_layer": encoder.layer}
+            document = document | {"encoder": encoder}
+        model = _values({"preset": str | None} | typing.get_type_hints(LDLMConfig), "model.", model)
+        preset = model.pop("preset", None)
         base = LDLMConfig.preset(preset).to_dict() if preset is not None else {}
-        config = LDLMConfig.from_dict(base | {key: value for key, value in model.items() if key != "preset"} | named)
-        return _build(cls, "", document | {"model": config})
+        return _build(cls, "", document | {"model": LDLMConfig.from_dict(base | model | named)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON holds."""
@@ -227,15 +228,19 @@ def _build(kind: type, prefix: str, document: Any) -> Any:
     """A settings object of `kind` from a mapping, each value checked against its field's type."""
     if not isinstance(document, dict):
         raise ValueError(f"{prefix.rstrip('.')} must hold keys, and is {document!r}")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    values = _values(typing.get_type_hints(kind), prefix, document)
+    for f in dataclasses.fields(kind):
+        if f.name not in document and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"the key {prefix}{f.name} is missing")
+    return kind(**values)
+
+
+def _values(hints: dict[str, Any], prefix: str, document: dict) -> dict[str, Any]:
+    """The values of a mapping, each checked against its key's type."""
     for name in document:
-        if name not in known:
-            raise ValueError(f"unknown key {prefix}{name}; known keys: {', '.join(prefix + n for n in known)}")
-    for name, f in known.items():
-        if name not in document and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ValueError(f"the key {prefix}{name} is missing")
-    return kind(**{name: _value(hints[name], f"{prefix}{name}", value) for name, value in document.items()})
+        if name not in hints:
+            raise ValueError(f"unknown key {prefix}{name}; known keys: {', '.join(prefix + n for n in hints)}")
+    return {name: _value(hints[name], f"{prefix}{name}", value) for name, value in document.items()}
 
 
 def _value(hint: Any, name: str, value: Any) -> Any:
@@ -252,7 +257,7 @@ def _value(hint: Any, name: str, value: Any) -> Any:
         return tuple(_value(kinds[0], name, item) for item in items)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 2e-4 as a string.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
