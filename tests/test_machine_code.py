@@ -46,6 +46,37 @@ def test_the_linear_by_warpgroups(built):
         assert 2 * 8 * -(-kernel.usage["REG"] * 32 // 256) * 256 <= 65_536, kernel.title
 
 
+def pending_at_the_second_arrival(sass: str) -> tuple[int, set[int]]:
+    """How many loads of peers stand between the arrivals at a cluster's barrier, and the registers that none has read then."""
+    between = [m[1] for m in re.finditer(r"/\*[0-9a-f]+\*/\s+([^;]*?)\s*;", sass.split("UCGABAR_ARV")[1])]
+    loads, pending = 0, set()
+    for instruction in between:
+        # A predicate, the operation, what it writes, what it reads.
+        operation, *operands = re.sub(r"^@\S+ ", "", instruction).replace(",", "").split()
+        pending -= {int(n) for operand in operands[1:] for n in re.findall(r"\bR(\d+)", operand)}
+        if operation == "LD.E.128":
+            loads += 1
+            pending |= {int(operands[0].partition(".")[0][1:]) + i for i in range(4)}
+    return loads, pending
+
+
+def test_loads_that_are_pending_are_found():
+    add = "/*0020*/ FADD.FTZ R20, R4, R5 ; /* 0x000000051404721e */\n/*0030*/ @P0 FADD R21, R6, {} ;"
+    code = f"UCGABAR_ARV ;\n/*0010*/ LD.E.128 R4, [R8] ;\n{add}\n/*0040*/ UCGABAR_ARV ;"
+    assert pending_at_the_second_arrival(code.format("R7")) == (1, set())
+    assert pending_at_the_second_arrival(code.format("R1")) == (1, {7})
+
+
+@needs_module
+def test_the_sums_of_peers_are_there_before_a_block_says_that_it_has_read_them(built):
+    """PTX orders no reads before a relaxed arrival; a value that has been added up has been read."""
+    clusters = [k for k in built if re.match(r"linear_warpgroup<\d+, [248]>", k.title)]
+    assert len(clusters) == 15
+    for kernel in clusters:
+        loads, pending = pending_at_the_second_arrival(kernel.sass)
+        assert loads >= 4 and not pending, kernel.title
+
+
 @needs_module
 def test_three_blocks_of_denoise_update_fit_an_sm_of_hopper(built):
     """At widths up to 2048, of bfloat16 predictions."""
