@@ -16,6 +16,7 @@ from dllm_kernels import FusedSampler
 from dllm_kernels import encoder as encoder_module
 from dllm_kernels.config import LDLMConfig
 from dllm_kernels.scale import Job, ParquetFolder, Prompts, batch, generate
+from dllm_kernels.scale import command as command_module
 from dllm_kernels.scale import job as job_module
 from dllm_kernels.scale.prompted import encode
 from dllm_kernels.scale.shards import Shards
@@ -227,6 +228,19 @@ def test_a_drivers_machine_may_lack_the_workers_card():
     assert Job("tiny", device="cuda", backend="cuda").check() == Job("tiny", device="cuda:1", backend="triton").check() == 64
 
 
+def test_a_card_by_its_number(tmp_path, monkeypatch):
+    """It is the one that is used, and its files are those of any card."""
+
+    def refuses(source, output, job, **options):
+        raise ValueError(f"{job.batch} at once on {job.device}")
+
+    monkeypatch.setattr(command_module, "resolve_device", torch.device)
+    monkeypatch.setattr(command_module, "generate", refuses)
+    said = message("generate", "tiny", "--count", 3, "--device", "cuda:1", "--output", tmp_path)
+    assert said == "64 at once on cuda:1"
+    assert Job("tiny", device="cuda:1").manifest() == Job("tiny", device="cuda").manifest()
+
+
 class TestCommand:
     def test_files(self, whole, tmp_path):
         options = ("--count", 22, "--steps", 2, "--batch", 4, "--seq-len", 16, "--temperature", 1, "--seed", 3, "--shard", 9)
@@ -258,6 +272,7 @@ class TestCommand:
             (("--output", "{}", "--count", 3, "--device", "cpu", "--backend", "cuda"), "attention cannot run on cpu"),
             (("--output", "{}", "--count", 3, "--device", "foo", "--ray", "local"), "unknown device 'foo'"),
             (("--output", "{}", "--count", 3, "--device", "cuda:x", "--ray", "local"), "unknown device 'cuda:x'"),
+            (("--output", "{}", "--count", 3, "--device", "cuda:1", "--ray", "local"), "Ray chooses each worker's card"),
             (("--output", "{}", "--count", 3, "--tokenizer", "/nowhere"), "/nowhere gives no tokenizer"),
             (("--output", "{}", "--count", 3, "--device", "cpu", "--batch", 10**9), "GB are free"),
             (("--output", "{}", "--count", 3, "--ray", "127.0.0.1:1"), "no Ray cluster answers"),

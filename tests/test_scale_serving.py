@@ -186,6 +186,7 @@ def test_text_without_a_tokenizer_is_the_numbers():
         ({"model": "nothing"}, "unknown preset"),
         ({"device": "foo"}, "^unknown device 'foo'; known devices: cpu, cuda, cuda:N$"),
         ({"device": "meta"}, "device is meta; it must be cpu, cuda or cuda:N"),
+        ({"device": "cuda:1"}, "device is cuda:1; Ray chooses each worker's card: it must be cpu or cuda"),
         ({"backend": "cuda"}, "attention cannot run on cpu with backend 'cuda': CUDA kernels do not run on cpu"),
         ({"backend": "fast"}, "unknown backend 'fast'"),
     ],

@@ -290,6 +290,7 @@ def stream_linear(
         next_scale: [N] float32; asks for y (1 + next_scale).
         with_statistics: asks for the row statistics of y, in chunks of packed.config.outputs columns.
 
+    The weight and the vectors of N are read while the kernel launched before still runs: that one must not write them.
     Where the CUDA kernels cannot run, PyTorch computes the same in float32, slowly: for tests.
 
     Returns:

@@ -120,6 +120,8 @@ def stream_lm_head(
         bias: [V] float32.
         temperature, seed, first_sample, logprobs: as for ops/lm_head.py.
 
+    The weight is read while the kernel launched before still runs: that one must not write it.
+
     Returns:
         tokens [B, T] int64 and log-probabilities [B, T] float32 or None, as from ops/lm_head.py; batch-invariant for one cut.
 

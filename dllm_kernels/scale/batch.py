@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dllm_kernels.scale.devices import check_on_ray
 from dllm_kernels.scale.job import Generator, Job
 from dllm_kernels.scale.prompts import STRIDE, Prompts
 from dllm_kernels.scale.shards import Shard, Shards
@@ -85,6 +86,8 @@ def generate(
         raise ValueError("prompts need a job with prompt_len of at least 1, and a prompt_len needs prompts")
     sink = sink if isinstance(sink, ParquetFolder) else ParquetFolder(sink)
     seq_len = job.check()
+    if ray is not None:
+        check_on_ray(job.device)
     shards = Shards(first_sample, source.count if prompted else source, shard_size or BATCHES_A_SHARD * job.batch)
     manifest = {"job": "dllm-kernels generate 1", "first_sample": shards.first, "count": shards.count, "shard": shards.size}
     worker = Worker(job, source if prompted else None, shards, sink)

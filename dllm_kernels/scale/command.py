@@ -15,7 +15,7 @@ from dllm_kernels.ops.dispatch import BACKENDS
 from dllm_kernels.options import DEFAULT_PRESET, Device, Dtype, DtypeOption, Threads, source_of
 from dllm_kernels.report import emit, notes, out
 from dllm_kernels.scale.batch import generate
-from dllm_kernels.scale.devices import worker_device
+from dllm_kernels.scale.devices import device_name
 from dllm_kernels.scale.job import Job
 from dllm_kernels.scale.prompted import PromptLimit, takes_prompts
 from dllm_kernels.scale.prompts import Prompts
@@ -42,15 +42,15 @@ def generate_files(
             raise ValueError("--output takes either --count or --prompts")
         if prompt_len is not None and prompts is None:
             raise ValueError("--prompt-len belongs to --prompt and --prompts")
-        device = options.pop("device")
+        given = options.pop("device")
         # A cluster's driver may have no card: there the device is taken by its name.
-        on = (worker_device(device, options["backend"]) if ray and device else resolve_device(device)).type
-        batch = options.pop("batch") or (64 if on == "cuda" else 16)
+        device = device_name(given) if ray else str(resolve_device(given))
+        batch = options.pop("batch") or (64 if device.startswith("cuda") else 16)
         threads = options.pop("threads") or 1
         source = count if prompts is None else Prompts(prompts)
         config = source_of(options["model"], torch.bfloat16).config
         read = 0 if prompts is None else PromptLimit(config, prompt_len).most
-        job = Job(device=on, batch=batch, threads=threads, prompt_len=read, **options)
+        job = Job(device=device, batch=batch, threads=threads, prompt_len=read, **options)
         seq_len = config.seq_len if job.seq_len is None else job.seq_len
         columns = TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TokenRate(seq_len), TimeRemainingColumn()
         bar = Progress(*columns, console=notes, speed_estimate_period=600)
@@ -144,7 +144,7 @@ def serve(
             solver=solver,
             grid=grid,
             dtype=str(dtype),
-            device=(worker_device(device, backend) if device else resolve_device(None)).type,
+            device=device_name(device),
             backend=backend,
             threads=threads,
             tokenizer=tokenizer,

@@ -34,7 +34,7 @@ class Job:
         batch: samples a call of the sampler, the size that is captured.
         prompt_len: longest prompt in the encoder's tokens; a longer one is refused. 0 for no prompts.
         guidance_scale: of classifier-free guidance; 1 is none.
-        device: "cpu" or "cuda", a card a worker.
+        device: "cpu" or "cuda", a card a worker; without Ray "cuda:N" too.
         threads: of PyTorch in a worker on a CPU. They are part of the job: how a product is split decides its last bits.
         tokenizer: folder or hub id that turns tokens into text; None for the one beside the weights, where there is one.
 
@@ -92,6 +92,7 @@ class Job:
     def manifest(self) -> dict[str, Any]:
         """What two runs must share for their samples to be the same, as JSON values."""
         fields = dataclasses.asdict(self) | {"model": _identity(self.model), "torch": torch.__version__.partition("+")[0]}
+        fields["device"] = self.device.partition(":")[0]
         if self.device != "cpu":
             del fields["threads"]
         return fields

@@ -13,7 +13,7 @@ from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.ops.noise import initial_noise
 from dllm_kernels.options import Dtype, device_for, grid_of, source_of, tokenizer_of
 from dllm_kernels.sampler import FusedSampler, check_options
-from dllm_kernels.scale.devices import worker_device
+from dllm_kernels.scale.devices import check_on_ray, worker_device
 from dllm_kernels.scale.prompted import PromptLimit, load_encoder
 
 
@@ -69,6 +69,7 @@ class Settings:
         if self.guidance and not self.prompt_len:
             raise ValueError("guidance needs prompts: a model with an encoder, and a prompt_len")
         device = worker_device(self.device, self.backend)
+        check_on_ray(self.device)
         Text(self.model, self.tokenizer)
         config = source_of(self.model, torch.bfloat16).config
         self.prompt_limit()
