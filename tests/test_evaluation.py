@@ -151,6 +151,10 @@ class TestTexts:
         )
         assert list(tokenised(tmp_path, tokenizer, "held_out")) == [[20, 21, 22, 23, 24, 25, 26, 27, 1]]
         assert next(tokenised(tmp_path, tokenizer, "training")) == [5, 6, 7, 8, 9, 1]
+        overlapping = {"recipe": recipe | {"end_token": None, "stride": 2}, "rows": counts, "dtype": "uint16"}
+        (tmp_path / "windows.json").write_text(json.dumps(overlapping))
+        with pytest.raises(ValueError, match="overlap and have no end token, so where a document ends is not known"):
+            list(tokenised(tmp_path, tokenizer, "training"))
         other = {"recipe": recipe | {"vocabulary": "0"}, "rows": counts, "dtype": "uint16"}
         (tmp_path / "windows.json").write_text(json.dumps(other))
         with pytest.raises(ValueError, match="was made with another vocabulary than that of the model's tokenizer"):

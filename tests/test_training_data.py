@@ -1,6 +1,7 @@
 """Text to windows, and hidden states that are computed once."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -198,6 +199,28 @@ class TestHiddenStates:
         self.states(rows, counting, Cache(folder, 4 * size))
         assert counting.rows == 0
 
+    def test_a_run_keeps_its_own_blocks(self, rows, encoder, tmp_path):
+        """Room is shared by what a run asks for, first come first served."""
+        cache, other = Cache(tmp_path / "cache", 5 * (BLOCK * 8 * 64 * 2 + 4096)), Encoder(encoder.path, -1, "cpu")
+        counting = [Counting(encoder), Counting(other)]
+        first, second = (self.states(rows, encoder, cache, memory=0) for encoder in counting)
+        index = torch.arange(0, len(rows), BLOCK)
+        made = [each.rows for each in counting]
+        first[index], second[index]
+        assert made[0] == len(rows) and counting[0].rows == made[0]
+        assert made[1] == BLOCK and counting[1].rows == made[1] + len(index) - 1
+
+    def test_what_another_run_is_writing_is_let_be(self, tmp_path):
+        cache = Cache(tmp_path / "cache", 10**4)
+        theirs = [cache.folder / f"{name}.safetensors{end}" for name, end in (("whole", ""), ("new", "-1"), ("old", "-2"))]
+        for path in theirs:
+            path.write_bytes(bytes(6000))
+        os.utime(theirs[2], (0, 0))
+        (cache.folder / "gone.safetensors").symlink_to("nowhere")
+        assert cache.reserve(["mine"], 5000) == ["mine"] and cache.reserve(["more"], 5000) == []
+        cache.make_room()
+        assert [path.exists() for path in theirs] == [False, True, False]
+
     def test_a_kill_leaves_no_block_in_part(self, rows, encoder, tmp_path, monkeypatch):
         def killed(*arguments, **more):
             raise KeyboardInterrupt
@@ -233,7 +256,7 @@ class TestBatches:
         rows = windows(settings(parts, tmp_path), 8, 71, 0, encoder)["training"]
         index = torch.tensor([5, 0, 77])
         for data in (settings(parts, tmp_path), settings(parts, tmp_path, memory_share=0.0)):
-            batch = Source(rows, encoder, data).batch(index)
+            batch = Source(rows, encoder, data, Cache(tmp_path / "cache", 10**9)).batch(index)
             tokens, mask = rows.tokens(index)
             prompts, prompt_mask = rows.prompts(index)
             assert torch.equal(batch.tokens, tokens) and torch.equal(batch.mask, mask)

@@ -21,6 +21,7 @@ from dllm_kernels.training.optimizer import Average, learning_rate
 from dllm_kernels.training.recipe import JointTraining
 from dllm_kernels.training.run import NotFinite, Run
 from dllm_kernels.training.settings import OptimizerSettings, Settings
+from tests.command import message
 from tests.command import run as command
 from tests.training_parts import lines, refusal, save_parts, tiny, write_config
 
@@ -121,6 +122,21 @@ class TestTraining:
         latents = model.encode(hidden, mask)
         assert abs(latents.mean()) < 0.1 and abs(latents.std() - 1) < 0.15
 
+    def test_the_model_is_the_average_and_no_other(self, parts):
+        run = Run(tiny(parts, "averaged", **SHORT), device="cpu")
+        run.train()
+        found = weights(parts / "averaged")
+        average = {name.removeprefix("model."): tensor for name, tensor in run.average.weights.items()}
+        assert average.keys() <= found.keys() and all(torch.equal(found[name], average[name]) for name in average)
+        own = dict(run.joint.model.named_parameters())
+        assert not any(torch.equal(average[name], own[name]) for name in average)
+
+    def test_held_out_losses_between_lines(self, parts):
+        Run(tiny(parts, "between", **SHORT | {"log_every": 4}), device="cpu").train()
+        found = {line["step"]: line for line in lines(parts / "between")}
+        assert sorted(found) == [4, 6, 8, 12] and "held_out_words" in found[12] and "loss" in found[12]
+        assert "loss" in found[4] and "held_out_words" in found[6] and "loss" not in found[6]
+
     def test_samples_follow_the_language(self, trained, parts):
         """Each word allows 3 of 67 successors, 4.5%; four hundred steps teach a denoiser of two layers some of it."""
         sampler = FusedSampler.from_pretrained(
@@ -174,6 +190,22 @@ class TestResume:
             for folder in (short, parts / "killed")
         ]
         assert timeless[0] == timeless[1] and len(timeless[0]) == 12
+
+    def test_a_kill_between_the_last_checkpoint_and_the_model(self, parts, short, monkeypatch):
+        class Killed(BaseException):
+            pass
+
+        def export(run):
+            raise Killed
+
+        settings = tiny(parts, "at the end", **SHORT | {"checkpoint_every": 100})
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "_export", export)
+            with pytest.raises(Killed):
+                Run(settings, device="cpu").train()
+        Run(settings, resume=True, device="cpu").train()
+        expected, found = weights(short), weights(parts / "at the end")
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
     def test_every_part_of_the_state_is_in_a_checkpoint(self, parts, short):
         """Each part of the state, left out of what is loaded, changes the weights that follow."""
@@ -298,6 +330,16 @@ class TestBadInput:
         with pytest.raises(NotFinite, match=r"^the loss is (nan|inf) by step \d+; the newest checkpoint is from before$"):
             Run(settings, device="cpu").train()
         assert not (parts / "infinite" / "model").exists()
+
+    def test_no_checkpoint_holds_what_is_not_finite(self, parts):
+        changes = {"optimizer__learning_rate": 1e30, "optimizer__warmup_steps": 0, "log_every": 100}
+        with pytest.raises(NotFinite, match=r"^the gradient's norm is nan at step 5; the newest checkpoint is from before$"):
+            Run(tiny(parts, "late", **SHORT | changes), device="cpu").train()
+        assert not (parts / "late" / "checkpoints").exists()
+
+    def test_windows_of_an_encoder_that_does_not_fit(self, parts):
+        said = message("train", "--prepare", "--config", write_config(parts, "few words", model__vocab_size=70))
+        assert "has 71 tokens, and the model's vocab_size is 70" in said
 
     def test_the_model_loads_strictly(self, short):
         config, stored = open_folder(short / "model")

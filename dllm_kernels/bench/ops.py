@@ -130,7 +130,8 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
             return _formula(half[0].double(), layer, before, gelu, added[1].double() if residual else None)
 
         shape = {"rows": rows, "outputs": n, "width": k}
-        yield Op(name, shape, ours, library, exact, count, 2 * (n * k + rows * (n + k)), 2 * rows * n * k)
+        moved = 2 * (n * k + rows * (k + (2 if residual else 1) * n))
+        yield Op(name, shape, ours, library, exact, count, moved, 2 * rows * n * k)
 
 
 def _as_left(plan: Plan, layer: FoldedLinear, x: Tensor) -> Rows:

@@ -70,6 +70,8 @@ def _joined(folder: Path, tokenizer: TextTokenizer, part: str) -> Iterator[list[
     stored, document = read(folder, recipe)[part], []
     stride = recipe.get("stride") if part == "training" else None
     known = 0 if stride is None else recipe["seq_len"] - stride
+    if known and recipe["end_token"] is None:
+        raise ValueError(f"the windows of {folder} overlap and have no end token, so where a document ends is not known")
     for first in range(0, len(stored), _TOGETHER):
         rows, masks = stored.tokens(slice(first, first + _TOGETHER))
         for row, mask in zip(rows, masks, strict=True):

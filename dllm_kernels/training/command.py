@@ -54,6 +54,7 @@ def train(
 
 def _prepare(settings: Settings) -> None:
     encoder = Encoder(settings.encoder.path, settings.encoder.layer, "cpu")
+    encoder.check_fits(settings.model)
     with notes.status("cutting the text into windows"):
         parts = windows(settings.data, settings.model.seq_len, settings.model.vocab_size, settings.seed, encoder)
     out.print(f"{settings.data.windows}: {', '.join(f'{len(rows):,} {name} windows' for name, rows in parts.items())}")

@@ -1,7 +1,6 @@
 """Batches: which windows a step trains on, and their tokens and hidden states on the device."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,8 @@ class Source:
     Args:
         windows: on disk.
         encoder: the frozen language model; its device is the batches'.
-        data: says how much of memory and disk hidden states may take.
+        data: says how much of memory hidden states may take.
+        cache: the run's, on disk.
         part, wait, progress: as of HiddenStates.
     """
 
@@ -29,12 +29,12 @@ class Source:
         windows: Windows,
         encoder: Encoder,
         data: DataSettings,
+        cache: Cache,
         part: tuple[int, int] = (0, 1),
         wait: Callable[[], None] = lambda: None,
         progress: Callable[[], None] = lambda: None,
     ):
         self.windows, self.device = windows, encoder.device
-        cache = Cache(Path(data.cache), int(data.cache_gb * 1e9))
         width = windows.rows.shape[1] - 2
         # The rows of all parts are weighed together, so that prompts do not find the memory taken.
         fits = len(windows) * width * encoder.hidden_dim * DTYPE.itemsize <= data.memory_share * free_memory(encoder.device)

@@ -5,8 +5,10 @@ encoder's identity, the tokens and the mask. A file is written aside and renamed
 holds more than its limit: the oldest blocks of other runs make room, and rows whose block has none are encoded anew.
 """
 
+import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,13 +23,15 @@ BLOCK = 256
 DTYPE = torch.bfloat16
 _HEADER = 4096
 """More bytes than a block's file holds besides its values."""
+_ABANDONED = 3600
+"""Seconds after which a file that is being written is a killed run's."""
 
 Rows = Callable[[Tensor | slice], tuple[Tensor, Tensor]]
 """Tokens [B, S] and mask [B, S] of rows by index."""
 
 
 class Cache:
-    """A folder of blocks under a limit.
+    """A folder of blocks under a limit, which all that a run keeps shares.
 
     Args:
         folder: made where it is not there.
@@ -36,6 +40,8 @@ class Cache:
 
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder, limit
+        self._reserved: set[str] = set()
+        self._room = limit
         if limit:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -43,17 +49,31 @@ class Cache:
         """Where a block is or would be."""
         return self.folder / f"{key}.safetensors"
 
-    def make_room(self, keys: list[str], size: int) -> list[str]:
-        """The keys, first come first served, that fit when each block takes `size` bytes; deletes older blocks of others."""
-        keys = keys[: self.limit // (size + _HEADER)]
-        room = self.limit - len(keys) * (size + _HEADER)
-        wanted = {self.path(key) for key in keys}
-        others = [path for path in self.folder.glob("*.safetensors*") if path not in wanted] if self.limit else []
-        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
-            room -= path.stat().st_size
+    def reserve(self, keys: list[str], size: int) -> list[str]:
+        """The keys, first come first served, that fit when each block takes `size` bytes."""
+        kept = []
+        for key in keys:
+            if key not in self._reserved:
+                if self._room < size + _HEADER:
+                    break
+                self._room -= size + _HEADER
+                self._reserved.add(key)
+            kept.append(key)
+        return kept
+
+    def make_room(self) -> None:
+        """Deletes the oldest blocks of other runs as far as what is reserved needs their room."""
+        wanted, room, others = {self.path(key) for key in self._reserved}, self._room, []
+        for path in self.folder.glob("*.safetensors*") if self.limit else ():
+            # Other runs rename and delete here at the same time, and what they are writing is theirs.
+            with contextlib.suppress(FileNotFoundError):
+                about = path.stat()
+                if path not in wanted and (path.suffix == ".safetensors" or about.st_mtime < time.time() - _ABANDONED):
+                    others.append((about.st_mtime, about.st_size, path))
+        for _, size, path in sorted(others, reverse=True):
+            room -= size
             if room < 0:
-                path.unlink()
-        return keys
+                path.unlink(missing_ok=True)
 
     def write(self, key: str, hidden: Tensor) -> None:
         """Keeps a block."""
@@ -102,11 +122,10 @@ class HiddenStates:
         identity = encoder.identity()
         self._keys = [self._key(identity, start) for start in starts]
         rank, processes = part
-        kept = cache.make_room(self._keys, self._block_bytes) if rank == 0 else None
+        self._on_disk = set(cache.reserve(self._keys, self._block_bytes))
+        if rank == 0:
+            cache.make_room()
         wait()
-        if kept is None:
-            kept = self._keys[: cache.limit // (self._block_bytes + _HEADER)]
-        self._on_disk = set(kept)
         self.resident = None
         if count * self._block_bytes // BLOCK <= memory:
             self.resident = torch.empty(count, tokens.shape[1], encoder.hidden_dim, dtype=DTYPE, device=encoder.device)

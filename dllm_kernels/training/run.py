@@ -27,7 +27,7 @@ from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.ops.attention import attention
 from dllm_kernels.training.checkpoints import Checkpoints
 from dllm_kernels.training.data import Order, Source
-from dllm_kernels.training.hidden import moments
+from dllm_kernels.training.hidden import Cache, moments
 from dllm_kernels.training.metrics import Mean, Metrics
 from dllm_kernels.training.optimizer import Average, adamw, learning_rate
 from dllm_kernels.training.randomness import HELD_OUT_STEP, draw
@@ -103,7 +103,9 @@ class Run:
         with self.accelerator.main_process_first():
             parts = windows(settings.data, settings.model.seq_len, settings.model.vocab_size, settings.seed, self.encoder)
         note("hidden states of the windows")
-        sources = [Source(p, self.encoder, settings.data, (self.rank, self.world), self._wait) for p in parts.values()]
+        cache = Cache(Path(settings.data.cache), int(settings.data.cache_gb * 1e9))
+        more = self.encoder, settings.data, cache, (self.rank, self.world), self._wait
+        sources = [Source(part, *more) for part in parts.values()]
         self.training, self.held_out = sources[0], sources[1] if len(sources[1]) else None
         self.order = Order(len(self.training), settings.seed, self.device)
         note("the model")
@@ -118,13 +120,17 @@ class Run:
             The last line of metrics, with the folder of the model.
 
         Raises:
-            NotFinite: a loss was NaN or infinite; the checkpoints before it stay.
+            NotFinite: a loss or a gradient was NaN or infinite; the checkpoints before it stay.
         """
         settings, mean, begin, first = self.settings, Mean(), time.perf_counter(), self.step
         line, said = {"step": self.step}, ""
+        if self.step == settings.optimizer.steps:
+            # A kill may have come between the last checkpoint and the model.
+            self._export()
         self.joint.train()
         while self.step < settings.optimizer.steps:
-            mean.add(self._update())
+            found = self._update()
+            mean.add(found)
             self.step += 1
             last = self.step == settings.optimizer.steps
             if self.step % settings.log_every == 0 or last:
@@ -135,10 +141,15 @@ class Run:
                     raise NotFinite(f"the loss is {line['loss']} by step {self.step}; the newest checkpoint is from before")
                 said = f"loss {line['loss']:.4f}"
             if settings.held_out_every and self.held_out and (self.step % settings.held_out_every == 0 or last):
+                line = line if line["step"] == self.step else {}
                 line |= {f"held_out_{name}": value for name, value in self._look().items()} | {"step": self.step}
             if line["step"] == self.step and self.main:
                 self.metrics.write(line)
             if self.step % settings.checkpoint_every == 0 or last:
+                # A weight that is not finite gives such gradients, and such a gradient such weights.
+                if not math.isfinite(found["gradient_norm"]):
+                    norm = float(found["gradient_norm"])
+                    raise NotFinite(f"the gradient's norm is {norm} at step {self.step}; the newest checkpoint is from before")
                 self.checkpoints.save(self.step, self._state())
                 self._export()
             progress(said)
@@ -269,17 +280,18 @@ class Run:
             measured = self._latent_moments() if settings.model.standardize else None
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             state = get_model_state_dict(self.joint, options=options)
+            # While the averages are in place: on a CPU the state is the weights themselves.
+            if self.main:
+                with torch.device("meta"):
+                    model = LDLM(settings.model)
+                weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+                if measured is not None:
+                    weights |= dict(zip(("statistics.latent_mean", "statistics.latent_std"), measured, strict=True))
+                model.load_state_dict(weights, assign=True)
+                # The tokenizer first: a folder with weights is then whole.
+                self.encoder.tokenizer.save_pretrained(self.output / "model")
+                model.save_pretrained(self.output / "model")
         self.joint.train()
-        if self.main:
-            with torch.device("meta"):
-                model = LDLM(settings.model)
-            weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-            if measured is not None:
-                weights |= dict(zip(("statistics.latent_mean", "statistics.latent_std"), measured, strict=True))
-            model.load_state_dict(weights, assign=True)
-            # The tokenizer first: a folder with weights is then whole.
-            self.encoder.tokenizer.save_pretrained(self.output / "model")
-            model.save_pretrained(self.output / "model")
         self._wait()
 
     def _latent_moments(self) -> tuple[Tensor, Tensor]:
