@@ -17,11 +17,13 @@ END = "csrc/include/dllm/linear_end.cuh"
 
 def faulty_calls(faulty: emulate.Emulator, fault: int, seed: int) -> None:
     """Rings used several times over or not even once, slices of unequal length, a block's outputs that do not divide among
-    the warps, last blocks with padding, fewer rows of the residual than rows."""
+    the warps, last blocks with padding, fewer rows of the residual than rows, blocks of 128 rows."""
     after = dict(chunk=40, gate=True, gelu=True, residual=64, next_scale=True, left=True)
     beside = [
         problem(cut(64, 1, 2, 3), 13, 72, 512, chunk=40, residual=5, next_scale=True, left=True),
         problem(cut(160, 4, 2, 2), 75, 184, 896, **after),
+        problem(cut(64, 1, rows=128), 197, 72, 192, chunk=40, residual=7, next_scale=True, left=True),
+        problem(cut(64, 2, rows=128), 197, 72, 320, **after),
     ]
     for calls in two_in_a_row(), beside:
         run(faulty, *calls, seed=seed, fault=fault)
@@ -41,12 +43,11 @@ PEERS_DONE = """«end.add_up();
         if constexpr (kSlices > 1) cluster_arrive_relaxed();
         end.finish();
         if constexpr (kSlices > 1) cluster_wait();»"""
-WRITTEN = "«write(call_.output);\n        if (call_.output_statistics) write_statistics();»"
 MERGED = "\n    }\n    return {mean, rsqrtf(squares"
 RING_FAULTS = {
     # name: file, where, and what stands there instead
     "barriers not announced": (END, "«barriers_ready();»", ""),
-    "barriers used before they are made": (WARPGROUP, "«__syncthreads();»\n\n        if (warp == kWeightsWarp)", ""),
+    "barriers used before they are made": (WARPGROUP, "«__syncthreads();»\n\n        if (warp == Cut::kWeightsWarp)", ""),
     "a barrier too few": (END, "slot < «weights»; ++slot", "weights - 1"),
     "the filling of a slot not waited for": (WARPGROUP, FILLING, ""),
     "the wrong parity of a full slot": (
@@ -79,11 +80,11 @@ RING_FAULTS = {
     "leaving a slot not told": (WARPGROUP, LEAVING, ""),
     "leaving a slot of input not told": (WARPGROUP, INPUT_LEAVING, ""),
     "leaving told by every lane": (WARPGROUP, "if («threadIdx.x % 32 == 0») {", "true"),
-    "one warp not asked whether it left": (END, "(weights_empty + slot, «kMultiplyingWarps»)", "kMultiplyingWarps - 1"),
+    "one warp not asked whether it left": (END, "(weights_empty + slot, «multiplying_warps»)", "multiplying_warps - 1"),
     "one warp not asked whether it left the input": (
         END,
-        "(input_empty + slot, «kMultiplyingWarps»)",
-        "kMultiplyingWarps - 1",
+        "(input_empty + slot, «multiplying_warps»)",
+        "multiplying_warps - 1",
     ),
     "more arrivals awaited than there are": (END, "(weights_full + slot, «1»)", "2"),
     "a slot filled by every lane": (WARPGROUP, "if («lane == 0») weights.keep_full();", "true"),
@@ -95,7 +96,7 @@ RING_FAULTS = {
     "fewer bytes expected than copied": (WARPGROUP, "weights_full + slot, «Cut::kWeightBytes»);", "Cut::kWeightBytes / 2"),
     "a slot of input filled with the first stage": (WARPGROUP, "column + «stage * kDepth»", "0"),
     "another slot of input filled": (WARPGROUP, "tensor_copy(ring + «slot» *", "(slot + 1) % depth"),
-    "fewer bytes of input expected than copied": (WARPGROUP, "input_full + slot, «kInputBytes»);", "kInputBytes / 2"),
+    "fewer bytes of input expected than copied": (WARPGROUP, "input_full + slot, «Cut::kInputBytes»);", "Cut::kInputBytes / 2"),
     "weights of the first slot": (WARPGROUP, "weights + «weights_slot» *", "0"),
     "input of the first slot": (WARPGROUP, "(input + «input_slot» *", "0"),
 }
@@ -107,9 +108,10 @@ PRODUCT_FAULTS = {
         "",
     ),
     "input of the next row": (WARPGROUP, "static_cast<int32_t>(«row»)", "row + 1"),
-    "input of the first rows": (WARPGROUP, "stages, «blockIdx.z * kRows», begin", "0"),
+    "input of the first rows": (WARPGROUP, "stages, «blockIdx.z * Cut::kRows», begin", "0"),
     "input of the first slice": (WARPGROUP, "kRows, «begin * kDepth»)", "0"),
     "input of the first part of a stage": (WARPGROUP, "kInputBytes + «part * 32»)", "0"),
+    "input of the first 64 rows": (WARPGROUP, "input + «warp / 4» * (64", "0"),
     "weights of the first slice": (WARPGROUP, "* all + «begin») *", "0"),
     "weights of the first column block": (WARPGROUP, "static_cast<size_t>(«place.column_block») * all", "0"),
     "weights of the first part of a stage": (WARPGROUP, "+ «part * 2» * (Cut::kOutputs", "0"),
@@ -120,7 +122,7 @@ PRODUCT_FAULTS = {
     "no warpgroup_commit": (WARPGROUP, "«warpgroup_commit();»", ""),
     "no warpgroup_wait": (WARPGROUP, "«warpgroup_wait<0>();»", ""),
     "sums left while others multiply": (WARPGROUP, "«barrier_wait(&rings->multiplied, 0);»", ""),
-    "sums left while one other multiplies": (END, "(&multiplied, «kMultiplyingWarps»)", "kMultiplyingWarps - 1"),
+    "sums left while one other multiplies": (END, "(&multiplied, «multiplying_warps»)", "multiplying_warps - 1"),
     "the end of the products not told": (WARPGROUP, "«if (lane == 0) barrier_arrive(&rings->multiplied);»", ""),
     "sums left in the place of another warp": (END, "sums_ + («threadIdx.x / 32 * 2» *", "threadIdx.x / 32"),
     "the eights of a warp's rows swapped": (END, "mine[(«half» * Cut", "(1 - half)"),
@@ -140,19 +142,22 @@ PRODUCT_FAULTS = {
     "the own sums only": (END, "read_peer(from + sixteen * 32, «s»)", "place_.slice"),
     "a slice twice": (END, "read_peer(from + sixteen * 32, «s»)", "s / 2 * 2"),
     "a slice after the last": (END, "read_peer(from + sixteen * 32, «s»)", "s + 1"),
-    "the last slice left out": (END, "s < «Cut::kSlices»; ++s) {\n                const float4 part", "Cut::kSlices - 1"),
+    "the last slice left out": (END, "s < «Cut::kSlices»; ++s) {\n                    const float4 part", "Cut::kSlices - 1"),
     "the sums of the last slice only": (END, "sum = {«sum.x + part.x»,", "part.x"),
     "sums of the first slice's rows": (END, "sums_ + («place_.slice» *", "0"),
-    "sums of the first octet": (END, "Cut::kOwnOctets + «octet()») *", "0"),
+    "sums of the first octet": (END, "Cut::kOwnOctets + «octet(group)») *", "0"),
+    "octets of the first 64 rows": (END, "return «group * (kEndingWarps / Cut::kSlices)» + threadIdx", "0"),
+    "the end by warps without octets": (END, "return «Cut::kGroups == 1 || threadIdx.x < kEndingWarps * 32»;", "true"),
 }
 END_FAULTS = {
-    "the last rows left out": (WARPGROUP, "«(call.rows - 1) / kRows + 1»);", "call.rows / kRows"),
+    "the last rows left out": (WARPGROUP, "«(call.rows - 1) / Cut::kRows + 1»);", "call.rows / Cut::kRows"),
     "rows after the last": (END, "return rows > first ? «min(kOwnRows, rows - first)» :", "kOwnRows"),
-    "rows after the last written": (END, "if («row() < place_.own_rows» && output", "true"),
-    "statistics after the last read": (END, "end_thread() < «place_.own_rows») {", "Cut::kOwnRows"),
+    "rows after the last written": (END, "if («row(group) < place_.own_rows» && output", "true"),
+    "statistics after the last read": (END, "row < «place_.own_rows»; row += kEndThreads", "Cut::kOwnRows"),
+    "statistics of the first rows only": (END, "place_.own_rows; «row += kEndThreads»)", "row += Cut::kRows"),
     "statistics after the last written": (END, "if («threadIdx.x < place_.own_rows») {", "threadIdx.x < Cut::kOwnRows"),
-    "statistics after the last written where there are no peers": (END, "4 == 0 && «row() < place_.own_rows»)", "true"),
-    "the first slice's rows of the result": (WARPGROUP, "kRows + «slice * Cut::kOwnRows»,", "0"),
+    "statistics after the last written where there are no peers": (END, "if («row(group) < place_.own_rows») to[row", "true"),
+    "the first slice's rows of the result": (WARPGROUP, "Cut::kRows + «slice * Cut::kOwnRows»,", "0"),
     "constants of the first column block": (END, "there ? from + «first_output_» +", "0"),
     "constants not waited for": (END, "«copies_commit();»\n    }\n\n", ""),
     "the residual not waited for": (END, "«copies_wait<0>();»", "copies_wait<1>();"),
@@ -162,10 +167,10 @@ END_FAULTS = {
         "from = «token < call_.residual_rows ? token : token % call_.residual_rows»;",
         "token",
     ),
-    "the residual of the first rows": (END, "token = «place_.first_row + row»;", "row"),
+    "the residual of the first rows": (END, "uint32_t token = «place_.first_row + row»;", "row"),
     "the residual of the first column block": (END, "call_.outputs + «first_output_» + output : 0", "0"),
-    "statistics of the first slice's rows": (END, "token = «place_.first_row + end_thread()»;", "end_thread()"),
-    "the statistics of the first row": (END, "statistics_[«row()»]", "0"),
+    "statistics of the first slice's rows": (END, "size_t token = «place_.first_row + row»;", "row"),
+    "the statistics of the first row": (END, "statistics_[«row(group)»]", "0"),
     "means of a whole last chunk": (ROWS, "chunks[i].x * «columns(i)»;\n    }\n    mean /=", "static_cast<float>(chunk)"),
     "squares of a whole last chunk": (ROWS, f"(one.x - mean) * «columns(i)»;{MERGED}", "static_cast<float>(chunk)"),
     "the means of chunks taken for equal": (ROWS, f"«(one.x - mean) * (one.x - mean)» * columns(i);{MERGED}", "0"),
@@ -174,11 +179,7 @@ END_FAULTS = {
     "no GELU": (END, "value = «gelu(value)»;", "value"),
     "half of the residual twice": (END, "values_[i][1] += «high_bf16(left.x)»;", "low_bf16(left.x)"),
     "scaled before it is rounded": (END, "v[0] = «low_bf16(pairs.x)»,", "v[0]"),
-    "statistics of unrounded values": (
-        END,
-        WRITTEN,
-        "if (call_.output_statistics) write_statistics(); write(call_.output);",
-    ),
+    "statistics of unrounded values": (END, "v[1] = «high_bf16(pairs.x)»;", "v[1]"),
     "the share of the first warp": (END, "sixteen = «share()» + i", "0"),
     "sixteens of another warp's share": (END, "share() + «i * Cut::kSlices»;", "i"),
     "sixteens after the last": (END, "|| «sixteen < Cut::kSixteens»)", "true"),
@@ -211,7 +212,7 @@ def faulty() -> emulate.Emulator:
     """A build with all of FAULTS, one of which a run switches on, for the cuts that `faulty_calls` has."""
     replaced = with_faults(FAULTS)
     replaced[WARPGROUP] = re.sub(r"    if \(call.sixteens == (?!4\)|10\)).*\n", "", replaced[WARPGROUP])
-    replaced[WARPGROUP] = re.sub(r"launch_outputs<160>", "launch_cut<160, 4>", replaced[WARPGROUP])
+    replaced[WARPGROUP] = re.sub(r"launch_outputs<160>", "launch_cut<160, 4, 1>", replaced[WARPGROUP])
     replaced[KERNEL] = re.sub(r"    if \(is\(.*\n", "", (emulate.ROOT / KERNEL).read_text())
     return emulate.build(KERNEL, WARPGROUP, replaced=replaced, flags=emulate.CARDS["hopper"])
 

@@ -13,6 +13,7 @@ from dllm_kernels.kernels import stream
 from dllm_kernels.kernels.stream import (
     SHARED_BYTES,
     TILES,
+    WARPGROUP_SLICES,
     WARPGROUP_TILES,
     StreamConfig,
     block_bytes,
@@ -330,13 +331,14 @@ def test_the_kernel_by_warpgroups_is_the_definition(tile):
     for slices, (rows, outputs, width), epilogue in itertools.product((1, 2, 4, 8), shapes, EPILOGUES):
         for stages, input_stages in ((3, 2), (2, 4)):
             config = StreamConfig(tile, slices, stages, input_stages)
-            if config.shared_bytes <= block_bytes(228 * 1024) and (slices < 8 or tile[2] >= 8):
+            if config.shared_bytes <= block_bytes(228 * 1024) and slices in WARPGROUP_SLICES[tile]:
                 check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
 
 
 CUTS = [
     pytest.param(StreamConfig((4, 2, 2, 4, 2), 3, 3), id="portable"),
     pytest.param(StreamConfig((1, 4, 4, 2, 2), 4, 3), marks=needs_hopper, id="warpgroups"),
+    pytest.param(StreamConfig((1, 8, 4, 2, 2), 4, 3), marks=needs_hopper, id="warpgroups of 128 rows"),
 ]
 
 

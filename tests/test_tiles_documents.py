@@ -7,6 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TILES = json.loads((RESULTS / "2026-11-28-h200-tiles.json").read_text())
+COUNTERS = json.loads((RESULTS / "2026-11-28-h200-counters.json").read_text())
+FURTHER = json.loads((RESULTS / "2026-11-28-h200-two-samples-and-carve-out.json").read_text())
 LAYERS = json.loads((RESULTS / "2026-11-28-h200-layer-experiments.json").read_text())
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
 WHOLE = " ".join(KERNELS.split())
@@ -136,6 +138,20 @@ def test_every_kernel_and_its_share_of_the_bus():
     assert f"of as many rows {of_head:.0f} (" in WHOLE
 
 
+def test_the_counters():
+    assert [len(COUNTERS[key]) for key in ("2048", "5120", "2048, 64 samples")] == [7, 6, 9]
+    for key in ("2048", "5120", "2048, 64 samples"):
+        for row in COUNTERS[key]:
+            shares = " | ".join(f"{row[unit]:.0f}%" for unit in ("dram_percent", "l2_percent", "l1_percent"))
+            first = list(row["stalls_percent"].items())[:2]
+            stalls = ", ".join(f"{name.replace('_', ' ')} {part:.0f}%" for name, part in first)
+            times = f"{row['blocks']} | {row['us']:,.1f} | {row['dram_gb_per_s']:,} | {shares}"
+            room = f"{row['registers']} | {row['blocks_an_sm']}"
+            assert f"| {key} | {row['name']} | {times} | {room} | {stalls} |\n" in KERNELS
+    busy = {row["name"]: max(row["dram_percent"], row["l2_percent"], row["l1_percent"]) for row in COUNTERS["2048"]}
+    assert all(busy[name] < 50 for name in ("qkv", "out", "down")) and 50 < busy["up"] < 60
+
+
 def test_linears_with_what_surrounds_them():
     means = []
     for preset in ("35b-a3b", "27b"):
@@ -153,6 +169,31 @@ def test_attention_within_the_layer_after_it():
     first, *others = within
     sentence = f"took {first:.3f} ms with it, {apart:.3f} and {again:.3f} without (open-dllm-35b-a3b, N = 10), and "
     assert sentence + f"{min(others):.3f} to {max(others):.3f} with twelve other cuts" in WHOLE and len(others) == 12
+
+
+def test_two_samples_and_more_rows():
+    ms, rows = FURTHER["generation_of_two_samples_ms"], FURTHER["more_rows"]
+    wide, many = (rows[name]["layer"] for name in ("128 rows at 5120", "256 rows at 2048"))
+    for sentence in (
+        f"A generation of two samples takes {ms['streamed']:.2f} ms so, and took {ms['library']:.2f} with the library's GEMMs",
+        f"{wide['us']:.2f} us beside {wide['library_us']:.2f} and {many['us']:.2f} beside {many['library_us']:.2f}",
+    ):
+        assert sentence in WHOLE, sentence
+
+
+def test_the_largest_carve_out():
+    found = FURTHER["largest_carve_out"]
+    ms = {
+        width: {kernels: statistics.median(found["generation_ms"][width][kernels]) for kernels in ("none", "all")}
+        for width in ("2048", "5120")
+    }
+    us = {kernels: found["ops_us_and_ratio"][kernels]["5120"]["attention"][0] for kernels in ("none", "all")}
+    for sentence in (
+        f"took {ms['2048']['all']:.3f} ms beside {ms['2048']['none']:.3f} without",
+        f"at width 5120 {ms['5120']['all']:.3f} beside {ms['5120']['none']:.3f}",
+        f"alone {us['all']:.2f} us beside {us['none']:.2f}",
+    ):
+        assert sentence in WHOLE, sentence
 
 
 def test_what_was_tried_around_a_layer():

@@ -300,7 +300,7 @@ void linear(const Linear& call, cudaStream_t stream) {
         return call.warps_n == n && call.warps_m == m && call.sixteens == sixteens && call.tiles == tiles &&
                call.deep == deep;
     };
-    if (call.warps_n == 1 && call.warps_m == 4 && call.tiles == 2 && call.deep == 2) {
+    if (call.warps_n == 1 && (call.warps_m == 4 || call.warps_m == 8) && call.tiles == 2 && call.deep == 2) {
         return linear_warpgroup(call, stream);
     }
     if (is(8, 1, 1, 8, 2)) return launch_linear<StreamTile<8, 1, 1, 8, 2>>(call, stream);

@@ -1,10 +1,10 @@
 // The folded linear layer for few rows where four warps multiply at once and blocks read each other's shared memory
 // (definition: dllm_kernels/ops/stream_linear.py). linear.cu serves the other cards and shapes that fill no blocks.
 //
-// 64 rows of the input are the product's rows, the block's outputs its columns. Warps have roles: four multiply, one
-// fills the ring of weights, one that of the input, two fetch what the end needs. K is split among the blocks of a
-// cluster; each leaves its sums in its shared memory, and who owns a row adds them up in the order of the slices: equal
-// calls give equal bits, and a row's result does not depend on the rows beside it.
+// 64 or 128 rows of the input are the product's rows, the block's outputs its columns. Warps have roles: four multiply
+// 64 rows, one fills the ring of weights, one that of the input, two fetch what the end needs. K is split among the
+// blocks of a cluster; each leaves its sums in its shared memory, and who owns a row adds them up in the order of the
+// slices: equal calls give equal bits, and a row's result does not depend on the rows beside it.
 
 #include <cstdint>
 #include <stdexcept>
@@ -61,14 +61,14 @@ __device__ __forceinline__ void load_input(const TensorMap& map, Rings* rings, c
     uint32_t slot = 0, parity = 1;
     for (uint32_t stage = 0; stage < stages; ++stage) {
         if (stage >= depth) barrier_wait(rings->input_empty + slot, parity);
-        barrier_arrive_expect(rings->input_full + slot, kInputBytes);
-        tensor_copy(ring + slot * kInputBytes, &map, static_cast<int32_t>(row),
+        barrier_arrive_expect(rings->input_full + slot, Cut::kInputBytes);
+        tensor_copy(ring + slot * Cut::kInputBytes, &map, static_cast<int32_t>(row),
                     static_cast<int32_t>(column + stage * kDepth), rings->input_full + slot);
         if (++slot == depth) slot = 0, parity ^= 1;
     }
 }
 
-// By the warpgroup, until every slot was used for the last time.
+// By a warpgroup, whose rows of the input begin at `input`, until every slot was used for the last time.
 template <typename Cut>
 __device__ __forceinline__ void multiply(float (&sums)[Cut::kTiles][4], Rings* rings, const char* input,
                                          const char* weights, uint32_t input_depth, uint32_t weights_depth,
@@ -80,7 +80,7 @@ __device__ __forceinline__ void multiply(float (&sums)[Cut::kTiles][4], Rings* r
         warpgroup_begin();
 #pragma unroll
         for (int part = 0; part < kDepth / 16; ++part) {
-            const uint64_t a = operand_in_box<kDepth>(input + input_slot * kInputBytes + part * 32);
+            const uint64_t a = operand_in_box<kDepth>(input + input_slot * Cut::kInputBytes + part * 32);
             const uint64_t b = operand(weights + weights_slot * Cut::kWeightBytes + part * 2 * (Cut::kOutputs * 16),
                                        Cut::kOutputs * 16);
             warpgroup_mma<Cut::kTiles>(sums, a, b);
@@ -105,17 +105,17 @@ __device__ __forceinline__ void multiply(float (&sums)[Cut::kTiles][4], Rings* r
     }
 }
 
-template <int kOutputs, int kSlices>
-__global__ void __launch_bounds__(kThreads, 2)
+template <int kOutputs, int kSlices, int kGroups>
+__global__ void __launch_bounds__(LinearCut<kOutputs, kSlices, kGroups>::kThreads, 2)
     linear_warpgroup_kernel(const Linear call, const __grid_constant__ TensorMap map) {
     if constexpr (kWarpgroups && kClusters) {
-        using Cut = LinearCut<kOutputs, kSlices>;
+        using Cut = LinearCut<kOutputs, kSlices, kGroups>;
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, slice = blockIdx.x;
         const Place place{
             .slice = slice,
             .column_block = blockIdx.y,
             .column_blocks = gridDim.y,
-            .first_row = blockIdx.z * kRows + slice * Cut::kOwnRows,
+            .first_row = blockIdx.z * Cut::kRows + slice * Cut::kOwnRows,
             .own_rows = Cut::own_rows(call.rows, blockIdx.z, slice),
         };
         const uint32_t all = call.width / kDepth, begin = all * slice / kSlices;
@@ -127,32 +127,33 @@ __global__ void __launch_bounds__(kThreads, 2)
             .source = static_cast<const char*>(call.weight) +
                       (static_cast<size_t>(place.column_block) * all + begin) * Cut::kWeightBytes,
             .rings = rings,
-            .ring = input + call.input_stages * kInputBytes,
+            .ring = input + call.input_stages * Cut::kInputBytes,
             .stages = stages,
             .depth = call.ring_stages,
         };
         LinearEnd<Cut> end(call, place, memory);
-        if (threadIdx.x == kWeightsWarp * 32) {
-            rings->make(call.ring_stages, call.input_stages);
+        if (threadIdx.x == Cut::kWeightsWarp * 32) {
+            rings->make(call.ring_stages, call.input_stages, Cut::kMultiplyingWarps);
             weights.begin();
             prefetch_map(&map);
         }
-        if (warp >= kEndWarp) end.fetch_constants();
+        if (warp >= Cut::kEndWarp) end.fetch_constants();
         __syncthreads();
 
-        if (warp == kWeightsWarp) {
+        if (warp == Cut::kWeightsWarp) {
             if (lane == 0) weights.keep_full();
-        } else if (warp == kInputWarp) {
+        } else if (warp == Cut::kInputWarp) {
             if (lane == 0) {
-                load_input<Cut>(map, rings, input, call.input_stages, stages, blockIdx.z * kRows, begin * kDepth);
+                load_input<Cut>(map, rings, input, call.input_stages, stages, blockIdx.z * Cut::kRows, begin * kDepth);
             }
-        } else if (warp >= kEndWarp) {
+        } else if (warp >= Cut::kEndWarp) {
             wait_for_predecessors();
             end.fetch_rows();
         } else {
             wait_for_predecessors();
             float sums[Cut::kTiles][4] = {};
-            multiply<Cut>(sums, rings, input, weights.ring, call.input_stages, call.ring_stages, stages);
+            multiply<Cut>(sums, rings, input + warp / 4 * (64 * kDepth * 2), weights.ring, call.input_stages,
+                          call.ring_stages, stages);
             // The sums go where the rings were: no warp may still read them.
             if (lane == 0) barrier_arrive(&rings->multiplied);
             barrier_wait(&rings->multiplied, 0);
@@ -173,24 +174,24 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 }
 
-template <int kOutputs, int kSlices>
+template <int kOutputs, int kSlices, int kGroups>
 void launch_cut(const Linear& call, cudaStream_t stream) {
-    using Cut = LinearCut<kOutputs, kSlices>;
-    const dim3 blocks(kSlices, (call.outputs - 1) / kOutputs + 1, (call.rows - 1) / kRows + 1);
-    launch("linear", linear_warpgroup_kernel<kOutputs, kSlices>, Grid(blocks, kSlices), kThreads,
+    using Cut = LinearCut<kOutputs, kSlices, kGroups>;
+    const dim3 blocks(kSlices, (call.outputs - 1) / kOutputs + 1, (call.rows - 1) / Cut::kRows + 1);
+    launch("linear", linear_warpgroup_kernel<kOutputs, kSlices, kGroups>, Grid(blocks, kSlices), Cut::kThreads,
            Cut::bytes(call.ring_stages, call.input_stages), stream, call,
-           tensor_map(call.input, call.rows, call.width, kRows, kDepth));
+           tensor_map(call.input, call.rows, call.width, Cut::kRows, kDepth));
 }
 
-template <int kOutputs>
+template <int kOutputs, int kGroups = 1>
 void launch_outputs(const Linear& call, cudaStream_t stream) {
-    if (call.slices == 1) return launch_cut<kOutputs, 1>(call, stream);
-    if (call.slices == 2) return launch_cut<kOutputs, 2>(call, stream);
-    if (call.slices == 4) return launch_cut<kOutputs, 4>(call, stream);
+    if (call.slices == 1) return launch_cut<kOutputs, 1, kGroups>(call, stream);
+    if (call.slices == 2) return launch_cut<kOutputs, 2, kGroups>(call, stream);
+    if (call.slices == 4) return launch_cut<kOutputs, 4, kGroups>(call, stream);
     if constexpr (kOutputs >= 128) {
-        if (call.slices == 8) return launch_cut<kOutputs, 8>(call, stream);
+        if (call.slices == 8) return launch_cut<kOutputs, 8, kGroups>(call, stream);
     }
-    throw std::invalid_argument("linear splits K in 1, 2 or 4 slices here, or, with 128 outputs or more a block, in 8");
+    throw std::invalid_argument("linear has no code for this shape of warps in so many slices");
 }
 
 }  // namespace
@@ -205,6 +206,10 @@ void linear_warpgroup(const Linear& call, cudaStream_t stream) {
         call.slices > call.width / kDepth) {
         throw std::invalid_argument(
             "linear takes rings of 2 to 16 stages and of 2 to 8 of input, and slices of at least a stage");
+    }
+    if (call.warps_m == 8) {
+        if (call.sixteens == 4) return launch_outputs<64, 2>(call, stream);
+        throw std::invalid_argument("linear has no code for this shape of warps");
     }
     if (call.sixteens == 4) return launch_outputs<64>(call, stream);
     if (call.sixteens == 5) return launch_outputs<80>(call, stream);

@@ -30,8 +30,10 @@ TILES = (
     (4, 4, 2, 4, 1),
 )
 """What csrc/kernels/linear.cu has code for, as StreamConfig.tile."""
-WARPGROUP_TILES = tuple((1, 4, sixteens, 2, 2) for sixteens in (4, 5, 6, 8, 9, 10))
-"""What csrc/kernels/linear_warpgroup.cu has code for."""
+WARPGROUP_SLICES = {(1, 4, sixteens, 2, 2): (1, 2, 4, 8) if sixteens >= 8 else (1, 2, 4) for sixteens in (4, 5, 6, 8, 9, 10)}
+WARPGROUP_SLICES |= {(1, 8, 4, 2, 2): (1, 2, 4)}
+"""What csrc/kernels/linear_warpgroup.cu has code for, 64 and 128 rows a block, and in how many slices."""
+WARPGROUP_TILES = tuple(WARPGROUP_SLICES)
 WARPGROUP_INPUT_STAGES = (4, 3, 2, 6, 8)
 """Rings of input that are tried with them, the usual one first."""
 
@@ -118,10 +120,7 @@ def candidates(rows: int, outputs: int, width: int, shared_bytes: int = SHARED_B
         one = StreamConfig(tile, 1, 2)
         if one.rows > 64 >= rows or outputs < one.outputs > 64:
             continue
-        slices = range(1, MOST_SLICES + 1)
-        if by_warpgroups:
-            slices = (1, 2, 4, 8) if one.outputs >= 128 else (1, 2, 4)
-        for count in slices:
+        for count in WARPGROUP_SLICES[tile] if by_warpgroups else range(1, MOST_SLICES + 1):
             if count > -(-width // one.depth):
                 continue
             needed = max(2, min(MOST_STAGES, -(-width // one.depth // count)))
@@ -149,7 +148,13 @@ def derived(
         exchanged = 8 * config.rows * config.outputs if config.slices > 1 else 0
         return waves * (moved + exchanged)
 
-    return min(candidates(rows, outputs, width, shared_bytes, warpgroups), key=cost)
+    # Blocks of 128 rows are taken where they were timed.
+    found = (
+        config
+        for config in candidates(rows, outputs, width, shared_bytes, warpgroups)
+        if not config.warpgroup or config.rows == 64
+    )
+    return min(found, key=cost)
 
 
 @functools.cache

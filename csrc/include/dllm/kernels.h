@@ -76,8 +76,8 @@ struct Linear {
 
 void linear(const Linear& call, cudaStream_t stream);
 
-// The same with one warp along the outputs and four along 64 rows, on Hopper; width fills stages, outputs are octets,
-// and of a block's 16 outputs the packing has the order of ops/packing.py. `linear` calls it.
+// The same with one warp along the outputs and four along every 64 of 64 or 128 rows, on Hopper; width fills stages,
+// outputs are octets, and of a block's 16 outputs the packing has the order of ops/packing.py. `linear` calls it.
 void linear_warpgroup(const Linear& call, cudaStream_t stream);
 
 // A linear layer for many rows: y = act((x W^T) gate + bias) + residual, on Hopper; meaning: ops/tiled_linear.py. All

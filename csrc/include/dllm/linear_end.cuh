@@ -13,43 +13,47 @@
 
 namespace dllm {
 
-// Rows of a block; columns of K in a stage.
-constexpr uint32_t kRows = 64, kDepth = 64, kInputBytes = kRows * kDepth * 2;
+// Columns of K in a stage.
+constexpr uint32_t kDepth = 64;
 constexpr uint32_t kMostStages = 16, kMostInputStages = 8;
-// The first four warps multiply; the last two, from kEndWarp on, fetch what the end needs; all eight do the end.
-constexpr uint32_t kMultiplyingWarps = 4, kWeightsWarp = 4, kInputWarp = 5, kEndWarp = 6, kThreads = 256;
-constexpr uint32_t kEndThreads = kThreads - kEndWarp * 32;
+// Warps that do the end, and threads that fetch what it needs.
+constexpr uint32_t kEndingWarps = 8, kEndThreads = 64;
 
 struct Rings {
     Barrier weights_full[kMostStages], weights_empty[kMostStages];
     Barrier input_full[kMostInputStages], input_empty[kMostInputStages];
     Barrier multiplied;
 
-    __device__ __forceinline__ void make(uint32_t weights, uint32_t input) {
+    __device__ __forceinline__ void make(uint32_t weights, uint32_t input, uint32_t multiplying_warps) {
         for (uint32_t slot = 0; slot < weights; ++slot) {
             barrier_init(weights_full + slot, 1);
-            barrier_init(weights_empty + slot, kMultiplyingWarps);
+            barrier_init(weights_empty + slot, multiplying_warps);
         }
         for (uint32_t slot = 0; slot < input; ++slot) {
             barrier_init(input_full + slot, 1);
-            barrier_init(input_empty + slot, kMultiplyingWarps);
+            barrier_init(input_empty + slot, multiplying_warps);
         }
-        barrier_init(&multiplied, kMultiplyingWarps);
+        barrier_init(&multiplied, multiplying_warps);
         barriers_ready();
     }
 };
 
-// kOutputs outputs a block, K in kSlices slices. Shared memory: barriers, the block's part of four vectors, (mean,
-// factor) of the own rows, statistics on their way, the own rows of the residual, both rings; later in the rings' place
-// the sums.
-template <int kOutputs_, int kSlices_>
+// kOutputs outputs and kGroups times 64 rows a block, K in kSlices slices. Four warps for each 64 rows multiply; the
+// last two, from kEndWarp on, fetch what the end needs. Shared memory: barriers, the block's part of four vectors,
+// (mean, factor) of the own rows, statistics on their way, the own rows of the residual, both rings; later in the
+// rings' place the sums.
+template <int kOutputs_, int kSlices_, int kGroups_>
 struct LinearCut {
-    static constexpr int kOutputs = kOutputs_, kSlices = kSlices_;
+    static constexpr int kOutputs = kOutputs_, kSlices = kSlices_, kGroups = kGroups_;
     static constexpr int kTiles = kOutputs / 8, kSixteens = kOutputs / 16;
-    static constexpr uint32_t kWeightBytes = kOutputs * kDepth * 2;
+    static constexpr uint32_t kRows = 64 * kGroups;
+    static constexpr uint32_t kWeightBytes = kOutputs * kDepth * 2, kInputBytes = kRows * kDepth * 2;
+    static constexpr uint32_t kMultiplyingWarps = 4 * kGroups, kWeightsWarp = kMultiplyingWarps;
+    static constexpr uint32_t kInputWarp = kWeightsWarp + 1, kEndWarp = kInputWarp + 1;
+    static constexpr uint32_t kThreads = kEndWarp * 32 + kEndThreads;
     // Each slice owns as many rows, in octets, each of which kSlices warps share.
     static constexpr uint32_t kOwnRows = kRows / kSlices, kOwnOctets = kOwnRows / 8;
-    static constexpr int kOwn = (kSixteens - 1) / kSlices + 1;  // sixteens of a warp, at most
+    static constexpr int kOwn = (kSixteens - 1) / kSlices + 1;  // sixteens of a warp in an octet, at most
     static_assert(kSixteens >= kSlices);
     static constexpr uint32_t kPitch = kOutputs + 8;  // of the residual: rows in different banks
 
@@ -59,11 +63,11 @@ struct LinearCut {
     static constexpr uint32_t kResidual = kParts + kRows * 8;
     static constexpr uint32_t kRing = (kResidual + kOwnRows * kPitch * 2 + 1023) / 1024 * 1024;
 
-    // Two stages of weights, the least there are, hold the sums.
+    // Two stages of both, the least there are, hold the sums.
     static uint32_t bytes(uint32_t stages, uint32_t input_stages) {
         return kRing + stages * kWeightBytes + input_stages * kInputBytes;
     }
-    static_assert(2 * kWeightBytes >= kRows * kOutputs * 4);
+    static_assert(2 * (kWeightBytes + kInputBytes) >= kRows * kOutputs * 4);
 
     static __device__ __forceinline__ uint32_t own_rows(uint32_t rows, uint32_t row_block, uint32_t slice) {
         const uint32_t first = row_block * kRows + slice * kOwnRows;
@@ -118,11 +122,14 @@ class LinearEnd {
             }
             copies_commit();
         }
-        if (call_.column_sums && end_thread() < place_.own_rows) {
-            const size_t token = place_.first_row + end_thread();
-            statistics_[end_thread()] =
-                merge_chunks(reinterpret_cast<const float2*>(call_.statistics) + token * call_.chunks, call_.chunks,
-                             call_.chunk, call_.width);
+        if (call_.column_sums) {
+#pragma unroll 1
+            for (uint32_t row = end_thread(); row < place_.own_rows; row += kEndThreads) {
+                const size_t token = place_.first_row + row;
+                statistics_[row] =
+                    merge_chunks(reinterpret_cast<const float2*>(call_.statistics) + token * call_.chunks, call_.chunks,
+                                 call_.chunk, call_.width);
+            }
         }
         copies_wait<0>();
     }
@@ -142,73 +149,72 @@ class LinearEnd {
 
     // The sums of all slices, in their order; all are on their way at once, since the other blocks are far.
     __device__ __forceinline__ void add_up() {
-        const float4* const from =
-            sums_ + (place_.slice * Cut::kOwnOctets + octet()) * Cut::kSixteens * 32 + threadIdx.x % 32;
-        float4 parts[Cut::kOwn][Cut::kSlices];
-        each([&](int i, uint32_t sixteen) {
+        float4 parts[Cut::kGroups * Cut::kOwn][Cut::kSlices];
+        each_group([&](int group) {
+            const float4* const from =
+                sums_ + (place_.slice * Cut::kOwnOctets + octet(group)) * Cut::kSixteens * 32 + threadIdx.x % 32;
+            each(group, [&](int i, uint32_t sixteen) {
 #pragma unroll
-            for (int s = 0; s < Cut::kSlices; ++s) {
-                parts[i][s] = Cut::kSlices > 1 ? read_peer(from + sixteen * 32, s) : from[sixteen * 32];
-            }
+                for (int s = 0; s < Cut::kSlices; ++s) {
+                    parts[i][s] = Cut::kSlices > 1 ? read_peer(from + sixteen * 32, s) : from[sixteen * 32];
+                }
+            });
         });
-        each([&](int i, uint32_t) {
-            float4 sum = parts[i][0];
+        each_group([&](int group) {
+            each(group, [&](int i, uint32_t) {
+                float4 sum = parts[i][0];
 #pragma unroll
-            for (int s = 1; s < Cut::kSlices; ++s) {
-                const float4 part = parts[i][s];
-                sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
-            }
-            values_[i][0] = sum.x, values_[i][1] = sum.y, values_[i][2] = sum.z, values_[i][3] = sum.w;
+                for (int s = 1; s < Cut::kSlices; ++s) {
+                    const float4 part = parts[i][s];
+                    sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+                }
+                values_[i][0] = sum.x, values_[i][1] = sum.y, values_[i][2] = sum.z, values_[i][3] = sum.w;
+            });
         });
     }
 
-    // One step for all values after the other, so that none waits for the one before.
+    // One step for all values of a group after the other, so that none waits for the one before.
     __device__ __forceinline__ void finish() {
-        if (call_.column_sums) {
-            const float2 mean_and_factor = statistics_[row()];
-            with(kColumnSums,
-                 [&](float& value, float sum) { value = mean_and_factor.y * (value - mean_and_factor.x * sum); });
-        }
-        if (call_.gate) with(kGate, [](float& value, float gate) { value *= gate; });
-        with(kBias, [](float& value, float bias) { value += bias; });
-        if (call_.gelu) with(kBias, [](float& value, float) { value = gelu(value); });
-        if (call_.residual) {
-            each([&](int i, uint32_t sixteen) {
-                const uint2 left =
-                    *reinterpret_cast<const uint2*>(residual_ + row() * Cut::kPitch + output_of(sixteen));
-                values_[i][0] += low_bf16(left.x), values_[i][1] += high_bf16(left.x);
-                values_[i][2] += low_bf16(left.y), values_[i][3] += high_bf16(left.y);
-            });
-        }
-        const auto write = [&](void* matrix) {
-            const size_t here = (place_.first_row + row()) * static_cast<size_t>(call_.outputs) + first_output_;
-            each([&](int i, uint32_t sixteen) {
-                float (&v)[4] = values_[i];
-                const uint2 pairs{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])};
-                v[0] = low_bf16(pairs.x), v[1] = high_bf16(pairs.x);
-                v[2] = low_bf16(pairs.y), v[3] = high_bf16(pairs.y);
-                if (row() < place_.own_rows && output_of(sixteen) < outputs_) {
-                    *reinterpret_cast<uint2*>(static_cast<bf16*>(matrix) + here + output_of(sixteen)) = pairs;
-                }
-            });
-        };
-        write(call_.output);
+        each_group([&](int group) {
+            if (call_.column_sums) {
+                const float2 mean_and_factor = statistics_[row(group)];
+                with(group, kColumnSums,
+                     [&](float& value, float sum) { value = mean_and_factor.y * (value - mean_and_factor.x * sum); });
+            }
+            if (call_.gate) with(group, kGate, [](float& value, float gate) { value *= gate; });
+            with(group, kBias, [](float& value, float bias) { value += bias; });
+            if (call_.gelu) with(group, kBias, [](float& value, float) { value = gelu(value); });
+            if (call_.residual) {
+                each(group, [&](int i, uint32_t sixteen) {
+                    const uint2 left =
+                        *reinterpret_cast<const uint2*>(residual_ + row(group) * Cut::kPitch + output_of(sixteen));
+                    values_[i][0] += low_bf16(left.x), values_[i][1] += high_bf16(left.x);
+                    values_[i][2] += low_bf16(left.y), values_[i][3] += high_bf16(left.y);
+                });
+            }
+            write(group, call_.output);
+        });
         if (call_.output_statistics) write_statistics();
         if (call_.next_scale) {
-            with(kNextScale, [](float& value, float scale) { value *= 1 + scale; });
-            write(call_.scaled_output);
+            each_group([&](int group) {
+                with(group, kNextScale, [](float& value, float scale) { value *= 1 + scale; });
+                write(group, call_.scaled_output);
+            });
         }
     }
 
   private:
     enum Vector { kBias, kColumnSums, kGate, kNextScale };
 
-    static __device__ __forceinline__ uint32_t end_thread() { return threadIdx.x - kEndWarp * 32; }
-    // A warp has an octet of the own rows, of which kSlices warps share the sixteens; a lane has a row and four
-    // outputs.
-    static __device__ __forceinline__ uint32_t octet() { return threadIdx.x / 32 / Cut::kSlices; }
+    static __device__ __forceinline__ uint32_t end_thread() { return threadIdx.x - Cut::kEndWarp * 32; }
+    // The first eight warps have kGroups octets of the own rows each, of which kSlices warps share the sixteens; a lane
+    // has a row of an octet and four outputs.
+    static __device__ __forceinline__ bool ends() { return Cut::kGroups == 1 || threadIdx.x < kEndingWarps * 32; }
+    static __device__ __forceinline__ uint32_t octet(int group) {
+        return group * (kEndingWarps / Cut::kSlices) + threadIdx.x / 32 / Cut::kSlices;
+    }
     static __device__ __forceinline__ uint32_t share() { return threadIdx.x / 32 % Cut::kSlices; }
-    static __device__ __forceinline__ uint32_t row() { return octet() * 8 + threadIdx.x % 32 / 4; }
+    static __device__ __forceinline__ uint32_t row(int group) { return octet(group) * 8 + threadIdx.x % 32 / 4; }
     static __device__ __forceinline__ uint32_t output_of(uint32_t sixteen) {
         return sixteen * 16 + threadIdx.x % 4 * 4;
     }
@@ -223,33 +229,58 @@ class LinearEnd {
         return columns;
     }
 
-    // action(i, sixteen) for each of the warp's.
+    // action(group) for each of the warp's octets.
     template <typename Action>
-    static __device__ __forceinline__ void each(Action action) {
+    static __device__ __forceinline__ void each_group(Action action) {
+        if (!ends()) return;
+#pragma unroll
+        for (int group = 0; group < Cut::kGroups; ++group) {
+            action(group);
+        }
+    }
+
+    // action(i, sixteen) for each of the warp's in the octet of a group.
+    template <typename Action>
+    static __device__ __forceinline__ void each(int group, Action action) {
 #pragma unroll
         for (int i = 0; i < Cut::kOwn; ++i) {
             const uint32_t sixteen = share() + i * Cut::kSlices;
-            if (Cut::kSixteens % Cut::kSlices == 0 || sixteen < Cut::kSixteens) action(i, sixteen);
+            if (Cut::kSixteens % Cut::kSlices == 0 || sixteen < Cut::kSixteens) action(group * Cut::kOwn + i, sixteen);
         }
     }
 
     // action(value, the vector's for its output).
     template <typename Action>
-    __device__ __forceinline__ void with(Vector vector, Action action) {
-        each([&](int i, uint32_t sixteen) {
+    __device__ __forceinline__ void with(int group, Vector vector, Action action) {
+        each(group, [&](int i, uint32_t sixteen) {
             const float4 at = *reinterpret_cast<const float4*>(vectors_ + vector * Cut::kOutputs + output_of(sixteen));
             action(values_[i][0], at.x), action(values_[i][1], at.y);
             action(values_[i][2], at.z), action(values_[i][3], at.w);
         });
     }
 
-    // Of the warp's share, then merged over the warps that share the rows.
-    __device__ __forceinline__ void write_statistics() {
+    // The values as they are rounded.
+    __device__ __forceinline__ void write(int group, void* matrix) {
+        const size_t here = (place_.first_row + row(group)) * static_cast<size_t>(call_.outputs) + first_output_;
+        each(group, [&](int i, uint32_t sixteen) {
+            float (&v)[4] = values_[i];
+            const uint2 pairs{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])};
+            v[0] = low_bf16(pairs.x), v[1] = high_bf16(pairs.x);
+            v[2] = low_bf16(pairs.y), v[3] = high_bf16(pairs.y);
+            if (row(group) < place_.own_rows && output_of(sixteen) < outputs_) {
+                *reinterpret_cast<uint2*>(static_cast<bf16*>(matrix) + here + output_of(sixteen)) = pairs;
+            }
+        });
+    }
+
+    // Of the warp's share of an octet.
+    __device__ __forceinline__ float2 statistics_of(int group) const {
         float total = 0, squares = 0;
         // Padding is 0.
-        each([&](int i, uint32_t) { total += (values_[i][0] + values_[i][1]) + (values_[i][2] + values_[i][3]); });
+        each(group,
+             [&](int i, uint32_t) { total += (values_[i][0] + values_[i][1]) + (values_[i][2] + values_[i][3]); });
         const float mean = sum_over<4>(total) / static_cast<float>(max(columns_of(share()), 1u));
-        each([&](int i, uint32_t sixteen) {
+        each(group, [&](int i, uint32_t sixteen) {
             float sum = 0;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -257,14 +288,23 @@ class LinearEnd {
             }
             squares += output_of(sixteen) < outputs_ ? sum : 0;
         });
-        const float2 part{mean, sum_over<4>(squares)};
+        return {mean, sum_over<4>(squares)};
+    }
+
+    // Of every warp's share, then merged over the warps that share the rows.
+    __device__ __forceinline__ void write_statistics() {
         float2* const to = reinterpret_cast<float2*>(call_.output_statistics) +
                            static_cast<size_t>(place_.first_row) * place_.column_blocks + place_.column_block;
-        if constexpr (Cut::kSlices == 1) {
-            if (threadIdx.x % 4 == 0 && row() < place_.own_rows) to[row() * place_.column_blocks] = part;
-            return;
-        }
-        if (threadIdx.x % 4 == 0) parts_[row() * Cut::kSlices + share()] = part;
+        each_group([&](int group) {
+            const float2 part = statistics_of(group);
+            if (threadIdx.x % 4 != 0) return;
+            if constexpr (Cut::kSlices == 1) {
+                if (row(group) < place_.own_rows) to[row(group) * place_.column_blocks] = part;
+            } else {
+                parts_[row(group) * Cut::kSlices + share()] = part;
+            }
+        });
+        if constexpr (Cut::kSlices == 1) return;
         __syncthreads();
         if (threadIdx.x < place_.own_rows) {
             const float2* const parts = parts_ + threadIdx.x * Cut::kSlices;
@@ -291,7 +331,7 @@ class LinearEnd {
     float2 *const statistics_, *const parts_;
     bf16* const residual_;
     float4* const sums_;
-    float values_[Cut::kOwn][4] = {};
+    float values_[Cut::kGroups * Cut::kOwn][4] = {};
 };
 
 }  // namespace dllm
