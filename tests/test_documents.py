@@ -152,6 +152,10 @@ def test_where_clusters_find_room():
         outputs, slices = cut.split()[:2]
         line = " | ".join(f"{us:.2f}" for us in times)
         assert f"| {shape} | {outputs} outputs, {slices} slices | {line} |\n" in KERNELS
+    library = {(row["outputs"], row["width"]): row["library_us"] for row in TABLE["entries"] if row["row_tiles"] == 1}
+    qkv, up = library[6144, 2048] / 1.4, library[8192, 2048] / 1.4
+    assert f"6144 x 2048 would take {qkv:.2f} us and 8192 x 2048 {up:.2f}: less than these chains" in whole
+    assert qkv < chain(6, "qkv", "64 2 8 4")["without_both_us"] and up < chain(6, "up", "64 2 6 6")["without_both_us"]
 
 
 def test_what_was_tried_around_the_clusters():
