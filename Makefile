@@ -1,7 +1,8 @@
 # Installs into .venv on first use: `make generate` and `make test` need nothing but Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CSRC := $(shell find csrc tests/emulator -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+TRITON_TESTS := $(sort $(shell find tests -name 'test_triton*.py'))
 
 .PHONY: generate test lint clean
 
@@ -13,7 +14,7 @@ generate: .venv/installed
 test: export OMP_NUM_THREADS = 1
 test: lint
 	$(BIN)/pytest tests -n 2 --dist loadgroup
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton -n 2
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 $(TRITON_TESTS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

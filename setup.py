@@ -19,7 +19,7 @@ def find_nvcc() -> str | None:
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or (home and shutil.which("nvcc", path=f"{home}/bin"))
 
 
-def obstacle(nvcc: str | None) -> str | None:
+def unsupported_reason(nvcc: str | None) -> str | None:
     """Why the CUDA kernels cannot be compiled, or None."""
     if nvcc is None:
         return "no nvcc on PATH, in CUDA_HOME or in CUDACXX"
@@ -52,7 +52,7 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", build], check=True)
 
 
-reason = obstacle(find_nvcc())
+reason = unsupported_reason(find_nvcc())
 if reason:
     print(f"dllm-kernels: installing without the CUDA kernels, Triton and PyTorch serve instead: {reason}")
 setup(

@@ -9,7 +9,7 @@ import torch
 
 from dllm_kernels.bench.groups import groups
 from dllm_kernels.bench.machine import Machine
-from dllm_kernels.device import resolve_device
+from dllm_kernels.utils.device import resolve_device
 
 HERE = Path(__file__).parent
 

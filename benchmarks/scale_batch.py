@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.processes import mark, marked
+from dllm_kernels.batch import Job, ParquetFolder, generate
+from dllm_kernels.batch import run as batch
+from dllm_kernels.batch.ray import connect
+from dllm_kernels.batch.ray import run as run_on_ray
+from dllm_kernels.batch.shards import Shards
 from dllm_kernels.bench.machine import Machine
-from dllm_kernels.scale import Job, ParquetFolder, batch, generate
-from dllm_kernels.scale.on_ray import connect
-from dllm_kernels.scale.on_ray import run as run_on_ray
-from dllm_kernels.scale.shards import Shards
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -81,7 +82,7 @@ class Run:
             "workers": 4,
         }
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        self._command = [sys.executable, "-m", "dllm_kernels.cli", "generate", job.model, *words]
+        self._command = [sys.executable, "-m", "dllm_kernels", "generate", job.model, *words]
         self.start()
 
     def start(self) -> None:

@@ -41,7 +41,7 @@ class Server:
         options |= {"queue": QUEUE, "deadline": DEADLINE_S, "wait-ms": WAIT_MS}
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         self.command = ["dllm-kernels", "serve", "tiny", *words]
-        self.process = subprocess.Popen([sys.executable, "-m", "dllm_kernels.cli", *self.command[1:]])
+        self.process = subprocess.Popen([sys.executable, "-m", "dllm_kernels", *self.command[1:]])
         while True:
             try:
                 if httpx2.get(f"{self.url}/health").status_code == 200:

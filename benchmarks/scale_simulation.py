@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dllm_kernels.scale.shards import Shards
+from dllm_kernels.batch.shards import Shards
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS, SEQ_LEN, WORKERS, A_NODE, BATCH, BATCHES = 10**12, 64, 1000, 8, 64, 256

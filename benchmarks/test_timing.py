@@ -6,7 +6,7 @@ import torch
 from dllm_kernels.bench.groups import ON_CARD, ON_CPU
 from dllm_kernels.bench.peers import captured
 from dllm_kernels.bench.timing import in_turns, stopwatch
-from dllm_kernels.device import elapsed, free_memory
+from dllm_kernels.utils.device import elapsed, free_memory
 
 PARTS = 20
 

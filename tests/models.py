@@ -2,7 +2,7 @@
 
 import torch
 
-from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.ldlm import LDLM
 
 

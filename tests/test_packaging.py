@@ -14,8 +14,10 @@ from packaging.utils import canonicalize_name
 
 import dllm_kernels
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SUFFIXES = (".cpp", ".cu", ".cuh", ".h")
+TRITON_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_triton*.py"))
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess:
@@ -51,14 +53,18 @@ def test_make_test_lints_then_tests_then_interprets_triton():
     assert re.match(r".venv/bin/clang-format --dry-run -Werror .*csrc/bindings\.cpp", steps[2])
     assert steps[3:] == [
         ".venv/bin/pytest tests -n 2 --dist loadgroup",
-        "TRITON_INTERPRET=1 .venv/bin/pytest tests/triton -n 2",
+        f"TRITON_INTERPRET=1 .venv/bin/pytest -n 2 {' '.join(TRITON_TESTS)}",
     ]
 
 
 def test_clang_format_sees_every_source():
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
+    sources = {
+        str(path.relative_to(ROOT))
+        for path in [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "tests" / "emulator").rglob("*.*")]
+        if path.suffix in SUFFIXES
+    }
     (command,) = (line for line in run("make", "-n", "lint").stdout.splitlines() if "clang-format" in line)
-    assert {word for word in command.split() if word.startswith("csrc/")} == sources
+    assert {word for word in command.split() if word.startswith(("csrc/", "tests/"))} == sources
 
 
 def test_an_old_python_is_named_before_anything_is_installed():
@@ -102,6 +108,6 @@ def test_an_installed_package_has_the_table_of_cuts_and_its_models(tmp_path):
     (source / "dllm_kernels" / "bundled" / "a-model" / "model.safetensors").write_text("weights")
     command = (sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", built)
     subprocess.run(command, cwd=source, env=os.environ | {"PATH": ""}, check=True, capture_output=True)
-    table = "dllm_kernels/kernels/stream.json"
+    table = "dllm_kernels/ops/linear/table.json"
     assert (built / table).read_text() == (ROOT / table).read_text()
     assert (built / "dllm_kernels" / "bundled" / "a-model" / "model.safetensors").read_text() == "weights"

@@ -69,7 +69,7 @@ template <int kGroups, int kChunks, int kOwned, int kTiles>
 __global__ void __launch_bounds__(Shape<kGroups, kChunks, kOwned, kTiles>::kThreads)
     attention_kernel(const Attention call, uint32_t q_bytes, uint32_t k_bytes, uint32_t v_bytes, float scale) {
     using Shape = Shape<kGroups, kChunks, kOwned, kTiles>;
-    launch_dependents();
+    pdl_trigger();
     float* const scores = reinterpret_cast<float*>(shared_memory());
     Words<4>* const weights = reinterpret_cast<Words<4>*>(scores + Shape::kScores);
     bf16* const queries = reinterpret_cast<bf16*>(weights + Shape::kWeights);
@@ -123,22 +123,22 @@ __global__ void __launch_bounds__(Shape<kGroups, kChunks, kOwned, kTiles>::kThre
     };
 
     if (threadIdx.x == 0) {
-        barrier_init(queries_here, Shape::kThreads);
-        barriers_ready();
+        mbarrier_init(queries_here, Shape::kThreads);
+        fence_mbarrier_init();
     }
     __syncthreads();
-    wait_for_predecessors();
+    pdl_wait();
     load_keys(0);
     constexpr int kRowCopies = Shape::kWidth / 8, kCopies = Shape::kQueries * kRowCopies;
 #pragma unroll
     for (int i = 0; i < kCopies; i += Shape::kThreads) {
         const uint32_t copy = i + threadIdx.x, row = copy / kRowCopies, column = copy % kRowCopies * 8;
         if (copy < kCopies) {
-            copy_16(queries + row * Shape::kQueryPitch + column,
-                    row_of(q, min(first + row, call.queries - 1), q_bytes) + column, column < call.head_dim);
+            cp_async_16(queries + row * Shape::kQueryPitch + column,
+                        row_of(q, min(first + row, call.queries - 1), q_bytes) + column, column < call.head_dim);
         }
     }
-    arrive_when_copied(queries_here);
+    cp_async_arrive(queries_here);
     load_values(0);
 
     float maximum[Shape::kPasses];  // of the rows whose softmax is this thread's
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(Shape<kGroups, kChunks, kOwned, kTiles>::kThre
         maximum[pass] = -INFINITY;
     }
     float out[kTiles][kOwned + 1][4] = {};  // the last one is the sum of the weights
-    barrier_wait(queries_here, 0);
+    mbarrier_wait(queries_here, 0);
 
     for (uint32_t start = 0; start < end; start += kKeys) {
         float partial[kTiles][4][4] = {};

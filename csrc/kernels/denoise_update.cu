@@ -149,8 +149,8 @@ __device__ __forceinline__ void normalize(Quad (&row)[kQuads], const Quad (&scal
 template <typename Prediction, typename Next, int kQuads>
 __global__ void __launch_bounds__(kMaxThreads, kBlocks<Prediction, kQuads>)
     denoise_update_kernel(const DenoiseUpdate call) {
-    launch_dependents();
-    wait_for_predecessors();
+    pdl_trigger();
+    pdl_wait();
     const uint32_t rows = call.batch * call.length, row = blockIdx.x;
     const uint32_t sample = row / call.length, token = row % call.length, width = call.width;
     const size_t here = static_cast<size_t>(row) * width;

@@ -3,7 +3,7 @@
 from dllm_kernels.bench.generation import OUR_NAMES
 from dllm_kernels.bench.results import Result, Row
 
-MOST_FALL = 0.05
+MAX_FALL = 0.05
 """Of a ratio to the baseline, before the guard fails."""
 
 
@@ -25,7 +25,7 @@ def verdict(old: Row, new: Row) -> str:
 
 
 def guard(old: Result, new: Result) -> list[str]:
-    """Why the guard fails, a line each: ours among `new` whose ratio to the baseline fell by more than MOST_FALL, or that have
+    """Why the guard fails, a line each: ours among `new` whose ratio to the baseline fell by more than MAX_FALL, or that have
     none although `old` has one.
 
     Raises:
@@ -44,7 +44,7 @@ def guard(old: Result, new: Result) -> list[str]:
         case = ", ".join(f"{key} {value}" for key, value in row.case.items())
         if row.ratio is None:
             failures.append(f"{case}: no ratio now, {row.reason or row.unstable}; {before.ratio:.3f} before")
-        elif row.ratio < (1 - MOST_FALL) * before.ratio:
+        elif row.ratio < (1 - MAX_FALL) * before.ratio:
             failures.append(
                 f"{case}: the ratio fell by {1 - row.ratio / before.ratio:.1%}, from {before.ratio:.3f} to {row.ratio:.3f}"
             )

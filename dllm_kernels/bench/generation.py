@@ -14,13 +14,13 @@ import torch
 from dllm_kernels.bench.machine import Machine, MemoryMeter, launches
 from dllm_kernels.bench.peers import OURS, PEERS, Case, Output, Peer, Sampled, Weights, baseline
 from dllm_kernels.bench.results import Row
-from dllm_kernels.bench.timing import MOST_DRIFT, Effort, Measured, clock_drift, in_turns, stopwatch
-from dllm_kernels.config import LDLMConfig
-from dllm_kernels.device import free_memory
+from dllm_kernels.bench.roofline import Card, floor, work
+from dllm_kernels.bench.timing import MAX_DRIFT, Effort, Measured, clock_drift, in_turns, stopwatch
+from dllm_kernels.inference.profile import phase_times
+from dllm_kernels.inference.weights import PACKED_MODULES
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.ldlm import build_module
-from dllm_kernels.phases import phase_times
-from dllm_kernels.roofline import Card, floor, work
-from dllm_kernels.sources import PACKED_MODULES
+from dllm_kernels.utils.device import free_memory
 
 OUR_NAMES = (OURS, "ours")
 """Who we are among the contenders of a generation, and of an op."""
@@ -80,7 +80,7 @@ def measure(
         bench: where.
         witness: told of the sampler's call after it was timed.
     """
-    rows = [Row(case.fields(), name, reason=PEERS[name].obstacle(bench.device)) for name in names]
+    rows = [Row(case.fields(), name, reason=PEERS[name].unsupported_reason(bench.device)) for name in names]
     able = [(PEERS[row.contender], row) for row in rows if row.reason is None]
     if not all(peer.own_loop for peer, _ in able):
         # Before anything stands beside it; it is kept.
@@ -119,7 +119,7 @@ def _time_alone(peer, row, rows, case, weights, bench) -> None:
     weights.model.to(peer.dtype)
     if built := _stand(row, peer, weights.model, weights, case, bench):
         _time([built], weights.model.config, case, bench, compare=False)
-        if row.sm_mhz and clock_drift([row.sm_mhz, *clocks]) > MOST_DRIFT:
+        if row.sm_mhz and clock_drift([row.sm_mhz, *clocks]) > MAX_DRIFT:
             row.unstable = "timed apart from the others, at another clock"
         if against is not None and against.ms and not (row.unstable or against.unstable):
             row.ratio = against.ms / row.ms

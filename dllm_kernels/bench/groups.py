@@ -13,7 +13,7 @@ from dllm_kernels.bench.machine import Machine, cache_size
 from dllm_kernels.bench.peers import Case, Weights, baseline
 from dllm_kernels.bench.results import Result, Row, file_name, resumed
 from dllm_kernels.bench.timing import Effort
-from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model.config import LDLMConfig
 
 SMALL, LARGE, PROMPTED, TINY = "open-dllm-35b-a3b", "open-dllm-27b", "ldlm-35b-a3b", "tiny"
 AXES = {
@@ -147,8 +147,8 @@ def run(
     begin, before = time.monotonic(), result.took_s
     card = machine.reaches()
     result.reached = {"bytes_per_s": card.bandwidth, "flops": card.rates[torch.bfloat16]}
-    if machine.obstacle and machine.obstacle not in result.left_out:
-        result.left_out.append(machine.obstacle)
+    if machine.unsupported_reason and machine.unsupported_reason not in result.left_out:
+        result.left_out.append(machine.unsupported_reason)
     effort = ON_CARD if machine.device.type == "cuda" else ON_CPU
     for rows in _cases(group, result, Bench(machine, card, effort, group.details), witness):
         result.rows += rows

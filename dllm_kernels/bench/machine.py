@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 import dllm_kernels
+from dllm_kernels.bench.roofline import Card, this_card
 from dllm_kernels.bench.timing import Sample
-from dllm_kernels.device import device_name, measure_product, memory_size
-from dllm_kernels.roofline import Card, this_card
+from dllm_kernels.utils.device import device_name, measure_product, memory_size
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_ENERGY_S, _LEAST_S = 1.0, 0.2
-MOST_OTHERS = 0.1
+_ENERGY_S, _MIN_S = 1.0, 0.2
+MAX_OTHERS = 0.1
 """Of all cores, what other processes may take while a CPU with no core to spare is measured."""
 
 
@@ -95,10 +95,10 @@ class Host:
         """What was so since the last sample, or over the last while where that is too short for the system's counters."""
         now = self._read()
         seconds, own, busy = (a - b for a, b in zip(now, self._last, strict=True))
-        if seconds >= _LEAST_S:
+        if seconds >= _MIN_S:
             cores = (os.cpu_count() or 1) * seconds
             others = max(0.0, busy - own) / cores
-            crowded = busy / cores > 0.9 and others > MOST_OTHERS
+            crowded = busy / cores > 0.9 and others > MAX_OTHERS
             self._trouble = "other processes computed on the CPU" if crowded else None
             self._last = now
         return Sample(None, self._trouble)
@@ -119,16 +119,16 @@ class Machine:
     Attributes:
         device: what is measured.
         nvml: its `Nvml`, or None on a CPU and where NVML does not answer.
-        obstacle: why `nvml` is None on a card, or None.
+        unsupported_reason: why `nvml` is None on a card, or None.
     """
 
     def __init__(self, device: torch.device):
-        self.device, self.nvml, self.obstacle = device, None, None
+        self.device, self.nvml, self.unsupported_reason = device, None, None
         if device.type == "cuda":
             try:
                 self.nvml = Nvml(device)
             except Exception as error:  # a missing package, a missing library, a card in a container without NVML
-                self.obstacle = f"no clocks, throttling or energy: {error or type(error).__name__}"
+                self.unsupported_reason = f"no clocks, throttling or energy: {error or type(error).__name__}"
         self._host = Host() if device.type == "cpu" and sys.platform == "linux" else None
 
     def sample(self) -> Sample:
@@ -170,7 +170,7 @@ class Machine:
             "load_average": None if cuda else round(os.getloadavg()[0], 2),
             "capability": ".".join(map(str, torch.cuda.get_device_capability(self.device))) if cuda else None,
             **({} if self.nvml is None else self.nvml.describe()),
-            "nvml_obstacle": self.obstacle,
+            "nvml_obstacle": self.unsupported_reason,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "triton": version("triton"),

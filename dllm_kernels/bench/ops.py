@@ -19,18 +19,18 @@ from dllm_kernels.bench.machine import launches
 from dllm_kernels.bench.peers import Weights, captured
 from dllm_kernels.bench.results import Row
 from dllm_kernels.bench.timing import in_turns, stopwatch
-from dllm_kernels.config import LDLMConfig
-from dllm_kernels.fold import FoldedLinear, Rows
+from dllm_kernels.inference.fold import Activations, FoldedLinear
+from dllm_kernels.inference.plan import Plan
+from dllm_kernels.inference.sampler import FusedSampler
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.layers import sdpa
 from dllm_kernels.model.ldlm import LDLM
-from dllm_kernels.ops.attention import attention
-from dllm_kernels.ops.denoise_update import denoise_update
-from dllm_kernels.ops.modulate import modulate
-from dllm_kernels.plan import Plan
-from dllm_kernels.sampler import FusedSampler
+from dllm_kernels.ops.attention.op import attention
+from dllm_kernels.ops.denoise_update.op import denoise_update
+from dllm_kernels.ops.modulate.op import modulate
 
 OURS, LIBRARY = "ours", "library"
-_CACHES, _MOST_LAYERS, _LEAST_LAUNCHES = 3.1, 64, 16
+_CACHES, _MAX_LAYERS, _MIN_LAUNCHES = 3.1, 64, 16
 _TOLERANCE = 0.05
 Compute = Callable[[int], Tensor]
 """Computes on the weights and inputs of that number in the rotation."""
@@ -67,7 +67,7 @@ def make_weights(config: LDLMConfig, device: torch.device, cache_bytes: int) -> 
     """A model of `config`'s widths with as many denoiser layers as hold the least layer's weights over three caches, as far
     as memory for a card, or four layers on a CPU, go."""
     least = 2 * config.dim**2
-    most = _MOST_LAYERS if device.type == "cuda" else 4
+    most = _MAX_LAYERS if device.type == "cuda" else 4
     if device.type == "cuda":
         # The model and its plan stand together; 12 d^2 weights a layer.
         free = torch.cuda.mem_get_info(device)[0] // 3
@@ -134,10 +134,10 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
         yield Op(name, shape, ours, library, exact, count, moved, 2 * rows * n * k)
 
 
-def _as_left(plan: Plan, layer: FoldedLinear, x: Tensor) -> Rows:
+def _as_left(plan: Plan, layer: FoldedLinear, x: Tensor) -> Activations:
     """x as the layer before leaves it: with its rows' statistics where a streamed layer reads them."""
     reads = plan._streamed(layer) and layer.column_sums is not None
-    return Rows(x, statistics=plan._statistics(x), chunk=x.shape[-1]) if reads else Rows(x)
+    return Activations(x, statistics=plan._statistics(x), chunk=x.shape[-1]) if reads else Activations(x)
 
 
 def _formula(x: Tensor, layer, norm, gelu: bool, residual: Tensor | None) -> Tensor:
@@ -155,7 +155,7 @@ def _attentions(config: LDLMConfig, inputs: _Inputs, rows: int) -> Iterator[Op]:
         ("attention", config.dim, config.num_heads, False),
         ("attention, token decoder", config.hidden_dim, config.token_decoder_heads, config.causal),
     ):
-        sets = [[inputs.pair(1, rows, heads, width // heads) for _ in range(3)] for _ in range(_LEAST_LAUNCHES)]
+        sets = [[inputs.pair(1, rows, heads, width // heads) for _ in range(3)] for _ in range(_MIN_LAUNCHES)]
 
         def ours(i: int, sets=sets, causal=causal) -> Tensor:
             q, k, v = (wide for wide, _ in sets[i])
@@ -175,7 +175,7 @@ def _attentions(config: LDLMConfig, inputs: _Inputs, rows: int) -> Iterator[Op]:
 
 def _modulate(config: LDLMConfig, inputs: _Inputs, rows: int) -> Op:
     d = config.dim
-    sets = [inputs.pair(1, rows, d) for _ in range(_LEAST_LAUNCHES)]
+    sets = [inputs.pair(1, rows, d) for _ in range(_MIN_LAUNCHES)]
     return Op(
         "LayerNorm",
         {"rows": rows, "width": d},
@@ -193,7 +193,7 @@ def _denoise_update(config: LDLMConfig, inputs: _Inputs, rows: int) -> Op:
     d, device = config.latent_dim, inputs.device
     table = torch.tensor([[0.75, 0.25, 0.0, 0.0]], device=device)
     scalar = torch.zeros((), dtype=torch.int64, device=device)
-    first = [torch.randn(1, rows, d, device=device) for _ in range(_LEAST_LAUNCHES)]
+    first = [torch.randn(1, rows, d, device=device) for _ in range(_MIN_LAUNCHES)]
     latents = [z.clone() for z in first]
     predictions = [inputs.pair(1, rows, d) for _ in first]
     shift = torch.randn(d, device=device)
@@ -247,7 +247,7 @@ def _lm_head(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Op:
 def measure_op(op: Op, preset: str, bench: Bench, witness: Witness | None = None) -> list[Row]:
     """A row of ours and one of the library."""
     case = op.case(preset)
-    rows, calls, repeats = {}, {}, max(1, -(-_LEAST_LAUNCHES // op.count)) if bench.device.type == "cuda" else 1
+    rows, calls, repeats = {}, {}, max(1, -(-_MIN_LAUNCHES // op.count)) if bench.device.type == "cuda" else 1
     exact = op.exact()
     for name, compute in ((OURS, op.ours), (LIBRARY, op.library)):
         row = rows[name] = Row(case, name)

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dllm_kernels.baseline import explicit_attention, published_generate, random_model
+from dllm_kernels.bench.baseline import explicit_attention, published_generate, random_model
 from dllm_kernels.bench.reference import Exact, ddim_steps, exact_ddim, exact_published
-from dllm_kernels.config import LDLMConfig
+from dllm_kernels.inference.sampler import FusedSampler
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.layers import AttentionFunction, sdpa
 from dllm_kernels.model.ldlm import LDLM
-from dllm_kernels.sampler import FusedSampler
 
 OURS, OURS_TRITON = "FusedSampler", "FusedSampler, backend triton"
 PUBLISHED_FP32, PUBLISHED_BF16 = "published code, eager fp32", "published code, eager bf16"
@@ -131,7 +131,7 @@ class Peer:
         """Bytes of a weight as it is read."""
         return self.quantised_bytes or self.dtype.itemsize
 
-    def obstacle(self, device: torch.device) -> str | None:
+    def unsupported_reason(self, device: torch.device) -> str | None:
         """Why it cannot run on the device, or None."""
         if self.card and device.type != "cuda":
             return "needs a CUDA card"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_kernels.device import free_memory
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
+from dllm_kernels.inference.weights import PACKED_MODULES
 from dllm_kernels.model.ldlm import LDLM
-from dllm_kernels.sources import PACKED_MODULES
+from dllm_kernels.utils.device import free_memory
 
 _VOCABULARY_CHUNK = 16_384
 

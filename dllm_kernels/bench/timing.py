@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 ATTEMPTS = 3
-MOST_DRIFT = 0.05
+MAX_DRIFT = 0.05
 """Between the contenders' median clocks, as a share of the slowest."""
 _SETTLED, _WARM_ROUNDS = 0.03, 20
 Call = Callable[[], object]
@@ -174,7 +174,7 @@ def trouble(
         if found:
             return f"{found} during {name}"
     drift = clock_drift([clock for clock in map(_clock_of, samples.values()) if clock])
-    if drift > MOST_DRIFT:
+    if drift > MAX_DRIFT:
         return f"the SM clock differs by {drift:.0%} between contenders"
     for name, seconds in times.items():
         p20, median, p80 = spread(seconds)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model.config import LDLMConfig
 
 SCHEDULES = ("tangent", "cosine", "power")
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dllm_kernels.arguments import whole_number
 from dllm_kernels.diffusion.schedule import NoiseSchedule
+from dllm_kernels.utils.validation import whole_number
 
 SOLVERS = ("ddim", "ddpm", "dpmpp_2m")
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.diffusion.schedule import NoiseSchedule
-from dllm_kernels.encoder import Encoder
+from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.ldlm import LDLM
 
 _TIMES = 8

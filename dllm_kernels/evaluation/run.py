@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dllm_kernels.bad_input import user_input
-from dllm_kernels.device import elapsed
-from dllm_kernels.encoder import Encoder
 from dllm_kernels.evaluation import measures
 from dllm_kernels.evaluation.abilities import prompt_losses, prompt_shares, reconstructed
 from dllm_kernels.evaluation.judge import Judge
 from dllm_kernels.evaluation.results import HUMAN, Evaluation, Row
 from dllm_kernels.evaluation.texts import tokenised, windows
+from dllm_kernels.inference.sampler import FusedSampler
+from dllm_kernels.inference.weights import StoredModel
+from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.ldlm import LDLM
-from dllm_kernels.sampler import FusedSampler
-from dllm_kernels.sources import StoredModel
-from dllm_kernels.text import TextTokenizer
+from dllm_kernels.model.tokenizer import TextTokenizer
+from dllm_kernels.utils.device import elapsed
+from dllm_kernels.utils.validation import user_input
 
 Note = Callable[[str], None]
 """Told in a few words what is done next."""

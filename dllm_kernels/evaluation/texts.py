@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from dllm_kernels.text import TextTokenizer
+from dllm_kernels.model.tokenizer import TextTokenizer
 from dllm_kernels.training.windows import ABOUT_FILE, read
 
 _TOGETHER = 1000

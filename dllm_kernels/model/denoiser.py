@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.layers import MLP, AttentionFunction, CrossAttention, SelfAttention, learned_vectors, sdpa
 
 FREQUENCIES = 256

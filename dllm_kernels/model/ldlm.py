@@ -7,8 +7,8 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from dllm_kernels import checkpoint
-from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model import checkpoint
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.denoiser import Denoiser
 from dllm_kernels.model.layers import AttentionFunction, sdpa
 from dllm_kernels.model.perceiver import Perceiver

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.layers import AttentionFunction, DecoderLayer, sdpa
 
 

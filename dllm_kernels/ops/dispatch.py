@@ -20,13 +20,13 @@ FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute an op; `obstacle(device)` is why it cannot run there, or None, and `limits` says for what
+    """One way to compute an op; `unsupported_reason(device)` is why it cannot run there, or None, and `limits` says for what
     `auto` takes it."""
 
     op: str
     backend: str
     function: Callable
-    obstacle: Callable[[torch.device], str | None]
+    unsupported_reason: Callable[[torch.device], str | None]
     limits: str = ""
 
 
@@ -34,12 +34,12 @@ _implementations: dict[str, list[Implementation]] = {}
 
 
 def implementation(
-    op: str, backend: str, obstacle: Callable[[torch.device], str | None] = lambda device: None, limits: str = ""
+    op: str, backend: str, unsupported_reason: Callable[[torch.device], str | None] = lambda device: None, limits: str = ""
 ):
     """Registers the decorated function as `backend`'s implementation of `op`. The first registered is preferred."""
 
     def register(function: Callable) -> Callable:
-        _implementations.setdefault(op, []).append(Implementation(op, backend, function, obstacle, limits))
+        _implementations.setdefault(op, []).append(Implementation(op, backend, function, unsupported_reason, limits))
         return function
 
     return register
@@ -58,7 +58,7 @@ def select(op: str, device: torch.device, backend: str = "auto") -> Implementati
     for candidate in _implementations[op]:
         if backend not in ("auto", candidate.backend):
             continue
-        reason = candidate.obstacle(device)
+        reason = candidate.unsupported_reason(device)
         # Triton's interpreter runs on a CPU to be tested, never because someone generates there.
         if reason is None and not (backend == "auto" and candidate.backend == "triton" and device.type == "cpu"):
             return candidate
@@ -83,7 +83,10 @@ def explain(device: torch.device) -> list[tuple[str, str, str]]:
     for op, candidates in sorted(_implementations.items()):
         chosen = select(op, device)
         passed = candidates[: candidates.index(chosen)]
-        why = [f"{c.backend}: {c.obstacle(device) or 'on a CPU it only runs under its interpreter, for tests'}" for c in passed]
+        why = [
+            f"{c.backend}: {c.unsupported_reason(device) or 'on a CPU it only runs under its interpreter, for tests'}"
+            for c in passed
+        ]
         rows.append((op, chosen.backend, "; ".join([chosen.limits] * bool(chosen.limits) + why) or "first choice"))
     return rows
 
@@ -93,7 +96,7 @@ def aligned(*tensors: Tensor | None) -> bool:
     return torch.compiler.is_compiling() or all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
-def triton_obstacle(device: torch.device) -> str | None:
+def triton_unsupported_reason(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on `device`, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"

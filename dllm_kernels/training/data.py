@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dllm_kernels.device import free_memory
-from dllm_kernels.encoder import Encoder
+from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.training.hidden import DTYPE, Cache, HiddenStates
 from dllm_kernels.training.recipe import Batch
 from dllm_kernels.training.settings import DataSettings
 from dllm_kernels.training.windows import Windows
+from dllm_kernels.utils.device import free_memory
 
 
 class Source:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dllm_kernels.encoder import Encoder
+from dllm_kernels.model.encoder import Encoder
 
 BLOCK = 256
 DTYPE = torch.bfloat16

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.diffusion.noise import uniforms, words
-from dllm_kernels.ops.noise import initial_noise
+from dllm_kernels.ops.noise.op import initial_noise
 
 TRAINING_UNIFORMS = 3
 """The stream of the uniforms; 0 to 2 are in diffusion/noise.py."""

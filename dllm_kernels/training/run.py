@@ -20,11 +20,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from dllm_kernels.bench.machine import Machine
-from dllm_kernels.device import resolve_device
-from dllm_kernels.encoder import Encoder
+from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.layers import sdpa
 from dllm_kernels.model.ldlm import LDLM
-from dllm_kernels.ops.attention import attention
+from dllm_kernels.ops.attention.op import attention
 from dllm_kernels.training.checkpoints import Checkpoints
 from dllm_kernels.training.data import Order, Source
 from dllm_kernels.training.hidden import Cache, moments
@@ -35,6 +34,7 @@ from dllm_kernels.training.recipe import JointTraining, encoder_share, global_su
 from dllm_kernels.training.settings import Settings
 from dllm_kernels.training.timesteps import AdaptiveTimesteps
 from dllm_kernels.training.windows import windows
+from dllm_kernels.utils.device import resolve_device
 
 MEASURED = 8192
 """Windows over which statistics are measured, at most."""

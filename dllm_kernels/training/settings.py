@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dllm_kernels.config import LDLMConfig
+from dllm_kernels.model.config import LDLMConfig
 
 TRACKERS = ("tensorboard", "wandb")
 

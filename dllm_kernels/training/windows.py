@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm_kernels.encoder import Encoder
-from dllm_kernels.text import vocabulary_hash
+from dllm_kernels.model.encoder import Encoder
+from dllm_kernels.model.tokenizer import vocabulary_hash
 from dllm_kernels.training.settings import DataSettings
 
 ABOUT_FILE, PARTS = "windows.json", ("training", "held_out")

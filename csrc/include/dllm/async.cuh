@@ -1,5 +1,5 @@
 // Asynchronous copies into shared memory, and the mbarriers on which they complete (PTX ISA, "Asynchronous copy",
-// "mbarrier"). csrc/emulate has the same functions for a CPU.
+// "mbarrier"). tests/emulator has the same functions for a CPU.
 #pragma once
 
 #include <cuda.h>
@@ -18,25 +18,27 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// By one thread. Before any other thread or copy uses the barrier: barriers_ready(), then __syncthreads().
-__device__ __forceinline__ void barrier_init(Barrier* barrier, uint32_t arrivals) {
+// By one thread. Before any other thread or copy uses the barrier: fence_mbarrier_init(), then __syncthreads().
+__device__ __forceinline__ void mbarrier_init(Barrier* barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
-__device__ __forceinline__ void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void fence_mbarrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
-__device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
+__device__ __forceinline__ void mbarrier_arrive(Barrier* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // One arrival, which also makes the phase wait for `bytes` of bulk copies.
-__device__ __forceinline__ void barrier_arrive_expect(Barrier* barrier, uint32_t bytes) {
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(Barrier* barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
 }
 
 // Returns when the phase of this parity has completed.
-__device__ __forceinline__ void barrier_wait(Barrier* barrier, uint32_t parity) {
+__device__ __forceinline__ void mbarrier_wait(Barrier* barrier, uint32_t parity) {
     asm volatile(
         "{\n"
         ".reg .pred done;\n"
@@ -48,7 +50,7 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, uint32_t parity) 
         : "memory");
 }
 
-// What is read once: it does not push what is read again out of L2. A policy for bulk_copy.
+// What is read once: it does not push what is read again out of L2. A policy for bulk_load.
 __device__ __forceinline__ uint64_t streaming_policy() {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -56,7 +58,7 @@ __device__ __forceinline__ uint64_t streaming_policy() {
 }
 
 // One contiguous copy, both ends and `bytes` multiples of 16, by one thread. It counts as `bytes` on `barrier`.
-__device__ __forceinline__ void bulk_copy(void* shared, const void* global, uint32_t bytes, Barrier* barrier,
+__device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes, Barrier* barrier,
                                           uint64_t policy) {
     asm volatile(
         "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
@@ -65,11 +67,11 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, uint
         : "memory");
 }
 
-// A matrix in global memory for tensor_copy, made by tensor_map (launch.cuh); a kernel has it as a parameter declared
+// A matrix in global memory for tma_load_2d, made by tensor_map (launch.cuh); a kernel has it as a parameter declared
 // `const __grid_constant__`.
 using TensorMap = CUtensorMap;
 
-__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
+__device__ __forceinline__ void prefetch_tensor_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
@@ -77,7 +79,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 // outside of the matrix. Of row r the piece p of 16 bytes lies at p ^ (r / 2 % 4), or at p ^ (r % 8) in rows of 128
 // bytes, so that eight rows of the same piece lie in different banks ("64-byte swizzle", "128-byte swizzle"). `shared`
 // is a multiple of eight rows; the whole box counts as its bytes on `barrier`.
-__device__ __forceinline__ void tensor_copy(void* shared, const TensorMap* map, int32_t row, int32_t column,
+__device__ __forceinline__ void tma_load_2d(void* shared, const TensorMap* map, int32_t row, int32_t column,
                                             Barrier* barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cta.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
@@ -87,22 +89,22 @@ __device__ __forceinline__ void tensor_copy(void* shared, const TensorMap* map, 
 }
 
 // 16 bytes by one thread, through L2; zeros, without reading, where `real` is false.
-__device__ __forceinline__ void copy_16(void* shared, const void* global, bool real) {
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool real) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(real ? 16 : 0)
                  : "memory");
 }
 
 // One arrival, counted in the barrier's `arrivals`, when this thread's copies so far have landed.
-__device__ __forceinline__ void arrive_when_copied(Barrier* barrier) {
+__device__ __forceinline__ void cp_async_arrive(Barrier* barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// This thread's copies since the last commit are one group; copies_wait<N> returns when all but the last N landed.
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// This thread's copies since the last commit are one group; cp_async_wait<N> returns when all but the last N landed.
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int kPending>
-__device__ __forceinline__ void copies_wait() {
+__device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 

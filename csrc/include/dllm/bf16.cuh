@@ -1,4 +1,4 @@
-// bfloat16 as the kernels use it. csrc/emulate has the same functions for a CPU.
+// bfloat16 as the kernels use it. tests/emulator has the same functions for a CPU.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,5 +1,5 @@
 // What blocks and kernels have to say to each other: programmatic dependent launch (CUDA C++ Programming Guide), and
-// values handed over through global memory. csrc/emulate has the same functions for a CPU.
+// values handed over through global memory. tests/emulator has the same functions for a CPU.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,11 @@ __device__ __forceinline__ void read_now(const void* parameter) { asm volatile("
 __device__ __forceinline__ void read_now(uint32_t parameter) { asm volatile("" ::"r"(parameter)); }
 
 // Lets the next kernel of the stream start; what it reads of ours it must wait for.
-__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void pdl_trigger() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // Returns when the kernels before this one in the stream are complete and their stores visible. Nothing that they write
 // may be read before, and nothing that they read may be written.
-__device__ __forceinline__ void wait_for_predecessors() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void pdl_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // Blocks that are neighbours along x may be launched as a cluster: they run at the same time and read each other's
 // shared memory (CUDA C++ Programming Guide, "Thread Block Clusters").
@@ -48,7 +48,7 @@ __device__ __forceinline__ void cluster_arrive_relaxed() {
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 // What block `rank` of the cluster has where this block has `mine`, in shared memory.
-__device__ __forceinline__ float4 read_peer(const float4* mine, uint32_t rank) {
+__device__ __forceinline__ float4 dsmem_load(const float4* mine, uint32_t rank) {
     float4 value;
     uint32_t place;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
@@ -61,22 +61,22 @@ __device__ __forceinline__ float4 read_peer(const float4* mine, uint32_t rank) {
     return value;
 }
 
-// Blocks of one kernel hand each other float32 values through global memory that holds kEmpty wherever nothing is
-// handed over: a value is its own flag, so neither fences nor counters are needed (the "Lamport" exchange of
-// TensorRT-LLM's all-reduce). Arithmetic never makes kEmpty: a NaN that it makes is 0x7FFFFFFF.
-constexpr uint32_t kEmpty = 0xFFFFFFFFu;
+// Blocks of one kernel hand each other float32 values through global memory that holds kLamportEmpty wherever nothing
+// is handed over: a value is its own flag, so neither fences nor counters are needed (the "Lamport" exchange of
+// TensorRT-LLM's all-reduce). Arithmetic never makes kLamportEmpty: a NaN that it makes is 0x7FFFFFFF.
+constexpr uint32_t kLamportEmpty = 0xFFFFFFFFu;
 
-// A value of kEmpty, which only a NaN of somebody else's making can be, becomes another NaN: else its taker would wait
-// for ever.
-__device__ __forceinline__ void hand_over(float4* place, float4 value) {
-    const auto other = [](float x) { return min(__float_as_uint(x), kEmpty - 1); };
+// A value of kLamportEmpty, which only a NaN of somebody else's making can be, becomes another NaN: else its taker
+// would wait for ever.
+__device__ __forceinline__ void lamport_store(float4* place, float4 value) {
+    const auto other = [](float x) { return min(__float_as_uint(x), kLamportEmpty - 1); };
     asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(other(value.x)),
                  "r"(other(value.y)), "r"(other(value.z)), "r"(other(value.w))
                  : "memory");
 }
 
-// What the place holds now, whole or in part kEmpty.
-__device__ __forceinline__ float4 peek(const float4* place) {
+// What the place holds now, whole or in part kLamportEmpty.
+__device__ __forceinline__ float4 lamport_load(const float4* place) {
     float4 value;
     asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
@@ -88,14 +88,14 @@ __device__ __forceinline__ float4 peek(const float4* place) {
 // Whether a peek saw all that was handed over. Who keeps peeking relies on the giver's running sooner or later: blocks
 // are begun in the order of their numbers, so givers are few neighbours, as many of which must find room on the card at
 // once.
-__device__ __forceinline__ bool complete(float4 peeked) {
-    return __float_as_uint(peeked.x) != kEmpty && __float_as_uint(peeked.y) != kEmpty &&
-           __float_as_uint(peeked.z) != kEmpty && __float_as_uint(peeked.w) != kEmpty;
+__device__ __forceinline__ bool lamport_ready(float4 peeked) {
+    return __float_as_uint(peeked.x) != kLamportEmpty && __float_as_uint(peeked.y) != kLamportEmpty &&
+           __float_as_uint(peeked.z) != kLamportEmpty && __float_as_uint(peeked.w) != kLamportEmpty;
 }
 
 // Empties a place whose value was taken.
-__device__ __forceinline__ void clear(float4* place) {
-    const float empty = __uint_as_float(kEmpty);
+__device__ __forceinline__ void lamport_reset(float4* place) {
+    const float empty = __uint_as_float(kLamportEmpty);
     *place = {empty, empty, empty, empty};
 }
 

@@ -53,9 +53,9 @@ void attention(const Attention& call, cudaStream_t stream);
 // and statistics [rows, chunks, 2] (of x, in chunks of `chunk` columns; the last may be shorter), gate, residual
 // [residual_rows, outputs] (row r of the output reads row r modulo residual_rows), next_scale [outputs] and
 // scaled_output = y (1 + next_scale), output_statistics [rows, blocks of outputs, 2].
-// The cut (weight_stream.cuh): blocks of 16 sixteens warps_n outputs and 8 tiles warps_m rows, stages of 32 deep
-// columns. workspace holds, where slices > 1, slices times the values of all blocks, all of them kEmpty (grid.cuh)
-// before and after each call.
+// The cut (skinny_gemm.cuh): blocks of 16 sixteens warps_n outputs and 8 tiles warps_m rows, stages of 32 deep
+// columns. workspace holds, where slices > 1, slices times the values of all blocks, all of them kLamportEmpty
+// (grid.cuh) before and after each call.
 struct Linear {
     const void* weight;
     const void* input;

@@ -1,4 +1,4 @@
-// How launchers start a kernel. csrc/emulate has the same function for a CPU.
+// How launchers start a kernel. tests/emulator has the same function for a CPU.
 #pragma once
 
 #include <cuda.h>
@@ -39,7 +39,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 inline bool has_clusters() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 
 // Queues `kernel` on `stream`; what it failed with reaches Python as a RuntimeError. Every kernel calls
-// wait_for_predecessors(), also one that reads nothing of theirs: whoever waits for it relies on it.
+// pdl_wait(), also one that reads nothing of theirs: whoever waits for it relies on it.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t threads, uint32_t shared_bytes,
             cudaStream_t stream, Arguments... arguments) {
@@ -65,7 +65,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
-// A bfloat16 matrix [rows, columns] without gaps between its rows, a multiple of 16 bytes each, for tensor_copy of
+// A bfloat16 matrix [rows, columns] without gaps between its rows, a multiple of 16 bytes each, for tma_load_2d of
 // boxes [box_rows, box_columns]; box_columns is 32 or 64.
 inline CUtensorMap tensor_map(const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
                               uint32_t box_columns = 32) {

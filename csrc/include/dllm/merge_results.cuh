@@ -17,15 +17,15 @@ __host__ __device__ __forceinline__ uint32_t places(uint32_t parts) { return (pa
 // A warp merges a row's parts, which it brings into shared memory all at once.
 __global__ void __launch_bounds__(32)
     merge_results_kernel(const RowResult* results, uint32_t parts, int64_t* tokens, float* logprobs) {
-    launch_dependents();
-    wait_for_predecessors();
+    pdl_trigger();
+    pdl_wait();
     const uint32_t row = blockIdx.x, bytes = places(parts) * sizeof(RowResult);
     const char* const source = reinterpret_cast<const char*>(results) + static_cast<size_t>(row) * bytes;
     for (uint32_t byte = threadIdx.x * 16; byte < bytes; byte += 32 * 16) {
-        copy_16(shared_memory() + byte, source + byte, true);
+        cp_async_16(shared_memory() + byte, source + byte, true);
     }
-    copies_commit();
-    copies_wait<0>();
+    cp_async_commit();
+    cp_async_wait<0>();
     __syncwarp();
     const RowResult* const own = reinterpret_cast<const RowResult*>(shared_memory());
     const bool with_sum = logprobs != nullptr;

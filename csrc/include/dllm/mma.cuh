@@ -1,5 +1,5 @@
 // The matrix unit: products of tiles by one warp (PTX ISA, mma.m16n8k16, ldmatrix) and, where the card has them, by
-// four warps at once (wgmma.mma_async). csrc/emulate has the same functions for a CPU.
+// four warps at once (wgmma.mma_async). tests/emulator has the same functions for a CPU.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1
 
 // Four 8 x 8 tiles of shared memory by a warp: lane 8 i + r brings where row r of tile i begins, 16 bytes; lane 4 g + t
 // takes of each tile i the values 2 t and 2 t + 1 of row g, as word i.
-__device__ __forceinline__ uint4 load_tiles(const void* row) {
+__device__ __forceinline__ uint4 ldmatrix_x4(const void* row) {
     uint4 words;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
@@ -34,7 +34,7 @@ __device__ __forceinline__ uint4 load_tiles(const void* row) {
 
 // Products of warpgroups: four warps, the first a multiple of four, run each function together. Warp w of them has of
 // c[64 x 8 kTiles] the rows 16 w to 16 w + 15 as mma_bf16 does, tile by tile. The operands lie in shared memory,
-// written by copies; c must not be touched between warpgroup_mma and the wait for its group.
+// written by copies; c must not be touched between wgmma and the wait for its group.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr bool kWarpgroups = true;
 #else
@@ -42,13 +42,13 @@ constexpr bool kWarpgroups = false;
 #endif
 
 // An operand of 16 columns: rows of 16 bytes without gaps for columns 0 to 7, `step` bytes on for columns 8 to 15.
-__device__ __forceinline__ uint64_t operand(const void* shared, uint32_t step) {
+__device__ __forceinline__ uint64_t wgmma_descriptor(const void* shared, uint32_t step) {
     return (shared_address(shared) & 0x3FFFF) >> 4 | static_cast<uint64_t>(step >> 4) << 16 | uint64_t{128 >> 4} << 32;
 }
 
-// An operand of 16 columns in a box of tensor_copy, kColumns wide, from its first column on, itself a multiple of 16.
+// An operand of 16 columns in a box of tma_load_2d, kColumns wide, from its first column on, itself a multiple of 16.
 template <int kColumns>
-__device__ __forceinline__ uint64_t operand_in_box(const void* shared) {
+__device__ __forceinline__ uint64_t wgmma_descriptor_swizzled(const void* shared) {
     static_assert(kColumns == 32 || kColumns == 64);
     return (shared_address(shared) & 0x3FFFF) >> 4 | uint64_t{1} << 16 | uint64_t{kColumns * 16 >> 4} << 32 |
            uint64_t{kColumns == 32 ? 2 : 1} << 62;
@@ -56,7 +56,7 @@ __device__ __forceinline__ uint64_t operand_in_box(const void* shared) {
 
 // c[64 x 8 kTiles] += a b of two operands.
 template <int kTiles>
-__device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void wgmma(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
     static_assert(kTiles == 4 || kTiles == 8 || kTiles == 10 || kTiles == 12 || kTiles == 16 || kTiles == 18 ||
                   kTiles == 20 || kTiles == 32);
 #define DLLM_C(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
@@ -113,17 +113,17 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[kTiles][4], uint64_t a,
 }
 
 // A value that may change here as far as the compiler knows.
-__device__ __forceinline__ void read_and_write(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+__device__ __forceinline__ void keep_in_register(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 
 // Before the first product of a group, and after what the threads did to c.
-__device__ __forceinline__ void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// The products since the last commit are one group; warpgroup_wait returns when all but the last kPending groups are
+// The products since the last commit are one group; wgmma_wait returns when all but the last kPending groups are
 // complete.
-__device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 template <int kPending>
-__device__ __forceinline__ void warpgroup_wait() {
+__device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 

@@ -1,0 +1,201 @@
+"""LDLMPipeline: text in, text out, with the argument names of 🤗 diffusers' pipelines."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dllm_kernels.inference.sampler import FusedSampler
+from dllm_kernels.inference.weights import LiveModel, RandomModel, StoredModel
+from dllm_kernels.model.encoder import Encoder
+from dllm_kernels.model.ldlm import LDLM
+from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
+from dllm_kernels.utils.validation import real_number, whole_number
+
+KEPT_SAMPLERS = 4
+"""Samplers that a pipeline keeps, each with its packed weights; the one used longest ago goes first."""
+
+OPTIONS = ("solver", "eta", "grid", "seq_len", "batch_invariant", "backend", "dtype", "device")
+"""FusedSampler's arguments that a pipeline hands on."""
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What a call gives, prompt by prompt.
+
+    Attributes:
+        texts: one for each sample, up to its end, without special tokens.
+        tokens: [len(texts), T] int64, on the sampler's device.
+        seed: the seed that the samples are of; sample j is sample first_sample + j of it.
+    """
+
+    texts: list[str]
+    tokens: Tensor
+    seed: int
+
+
+class LDLMPipeline:
+    """Generates text with a model, a tokenizer and, for prompts, the frozen encoder.
+
+    A call's samples run in batches of one size, through a sampler that is packed (on CUDA captured) once for a number of
+    steps, a batch, and whether there is a prompt and guidance; later calls of the same kind only run it.
+
+    Args:
+        model: an LDLM, or a source of one.
+        tokenizer: of the model's vocabulary.
+        encoder: the frozen encoder that reads prompts, on the samplers' device, or a path or hub id of it, or None for the
+            one that the model's config names, which is loaded at the first prompt.
+        batch_size: the most samples generated together.
+        context_len: the longest prompt in the encoder's tokens; None for the model's T.
+        options: of every FusedSampler (OPTIONS).
+
+    Raises:
+        ValueError: a count does not fit; one sentence.
+        TypeError: an option that is none of FusedSampler's.
+    """
+
+    def __init__(
+        self,
+        model: LDLM | LiveModel | StoredModel | RandomModel,
+        tokenizer: TextTokenizer,
+        encoder: Encoder | str | None = None,
+        *,
+        batch_size: int = 16,
+        context_len: int | None = None,
+        **options,
+    ):
+        unknown = [name for name in options if name not in OPTIONS]
+        if unknown:
+            raise TypeError(f"LDLMPipeline has no option {unknown[0]!r}; options of its samplers: {', '.join(OPTIONS)}")
+        self._source = LiveModel(model) if isinstance(model, LDLM) else model
+        self.config, self.tokenizer = self._source.config, tokenizer
+        self._encoder = encoder
+        self._batch_size = whole_number("batch_size", batch_size, 1)
+        self._context_len = self.config.seq_len if context_len is None else whole_number("context_len", context_len, 1)
+        self._options = options
+        self._samplers: OrderedDict[tuple, FusedSampler] = OrderedDict()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **options,
+    ) -> "LDLMPipeline":
+        """A pipeline of a checkpoint folder, hub id or bundled model; its weights are read when a sampler is packed.
+
+        Args:
+            tokenizer: path or hub id; None for the tokenizer beside the weights, or else the encoder's.
+            options: as the constructor takes them.
+
+        Raises:
+            FileNotFoundError, ValueError: the checkpoint or the tokenizer is absent or does not fit; names it.
+            ImportError: transformers is not installed.
+        """
+        source = StoredModel(model_id, revision=revision, token=token)
+        if tokenizer is None:
+            tokenizer = source.folder if has_tokenizer(source.folder) else source.config.encoder
+        if tokenizer is None:
+            raise ValueError(f"{model_id} has no tokenizer beside its weights and names no encoder: pass tokenizer=")
+        return cls(source, TextTokenizer(tokenizer), **options)
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 1.0,
+        num_return_sequences: int = 1,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        first_sample: int = 0,
+        temperature: float = 0.0,
+    ) -> PipelineOutput:
+        """Generates num_return_sequences texts for each prompt.
+
+        Args:
+            prompt: what to continue, or several; None for text without a prompt.
+            num_inference_steps: N, steps of the solver.
+            guidance_scale: w of z0 = u + w (c - u), classifier-free guidance (arXiv:2207.12598); 1 is none.
+            num_return_sequences: samples for each prompt, which follow each other in the output.
+            generator: gives the seed where none is given; without both it is PyTorch's own generator.
+            seed: 64-bit seed.
+            first_sample: number of the first sample of the seed.
+            temperature: of the tokens' distribution; 0 takes the most likely token.
+
+        Raises:
+            ValueError: an argument does not fit, or a prompt cannot be read; one sentence.
+            ImportError: a prompt needs transformers.
+            RuntimeError: the model's weights changed after they were packed; `refresh()` packs them again.
+        """
+        for name, value in (("num_inference_steps", num_inference_steps), ("num_return_sequences", num_return_sequences)):
+            whole_number(name, value, 1)
+        guidance_scale = real_number("guidance_scale", guidance_scale)
+        first_sample = whole_number("first_sample", first_sample, 0)
+        if guidance_scale != 1 and prompt is None:
+            raise ValueError("guidance_scale needs a prompt: it compares with and without one")
+        if generator is not None and seed is not None:
+            raise ValueError("generator and seed both fix the samples; give one of them")
+        hidden, mask = (None, None) if prompt is None else self._encode(prompt)
+        if seed is None:
+            where = "cpu" if generator is None else generator.device
+            seed = int(torch.randint(2**63 - 1, (), generator=generator, device=where))
+        count = num_return_sequences * (1 if hidden is None else len(hidden))
+        batch = min(count, self._batch_size)
+        sampler = self._sampler(num_inference_steps, batch, hidden is not None, guidance_scale != 1)
+        tokens = []
+        for start in range(0, count, batch):
+            call = {"seed": seed, "first_sample": first_sample + start, "temperature": temperature}
+            if hidden is not None:
+                # The last batch is filled with what its last sample reads, and cut below.
+                rows = torch.arange(start, start + batch).clamp(max=count - 1) // num_return_sequences
+                call |= {"context": hidden[rows], "context_mask": mask[rows], "guidance_scale": guidance_scale}
+            tokens.append(sampler(**call).tokens)
+        tokens = torch.cat(tokens)[:count]
+        return PipelineOutput([self.tokenizer.text(row) for row in tokens.tolist()], tokens, seed)
+
+    def refresh(self) -> None:
+        """Lets the packed weights go, after the model's weights changed."""
+        self._samplers.clear()
+
+    def _encode(self, prompt: str | list[str]) -> tuple[Tensor, Tensor]:
+        """Hidden states [prompts, P, d_h] and mask [prompts, P]."""
+        if not self.config.context:
+            raise ValueError("this model takes no prompt: its config has context=False")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
+            raise ValueError("prompt must be a text, a list of at least one text, or None")
+        for number, text in enumerate(prompts):
+            if not text.strip():
+                raise ValueError(f"prompt {number} is empty; None generates without a prompt")
+        encoder = self._loaded_encoder()
+        tokens, mask = encoder.tokenize(prompts)
+        lengths = mask.sum(dim=1)
+        if lengths.max() > self._context_len:
+            number = int(lengths.argmax())
+            raise ValueError(
+                f"prompt {number} has {int(lengths[number])} tokens and this pipeline reads at most {self._context_len}: "
+                f"make it with a larger context_len"
+            )
+        return encoder(tokens, mask), mask.to(encoder.device)
+
+    def _loaded_encoder(self) -> Encoder:
+        if not isinstance(self._encoder, Encoder):
+            self._encoder = Encoder.for_model(self.config, self._options.get("device"), self._encoder)
+        return self._encoder
+
+    def _sampler(self, steps: int, batch: int, prompted: bool, guided: bool) -> FusedSampler:
+        key = (steps, batch, prompted, guided)
+        if key not in self._samplers:
+            while len(self._samplers) >= KEPT_SAMPLERS:
+                self._samplers.popitem(last=False)
+            context_len = self._context_len if prompted else 0
+            self._samplers[key] = FusedSampler(
+                self._source, steps, batch, context_len=context_len, guidance=guided, **self._options
+            )
+        self._samplers.move_to_end(key)
+        return self._samplers[key]

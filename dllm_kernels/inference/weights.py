@@ -1,0 +1,134 @@
+"""Where a plan's weights come from: a live model, a checkpoint read part by part, or random numbers made part by part."""
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from dllm_kernels.model import checkpoint
+from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.model.ldlm import LDLM, build_module
+
+PACKED_MODULES = ("denoiser", "latent_decoder", "token_decoder", "lm_head")
+"""The parts that a generation reads; the latent encoder is not among them."""
+
+Watch = Callable[[], str | None]
+"""Gives the first tensor or module of a source that was written or replaced since the watch began, or None."""
+
+
+class LiveModel:
+    """The parts of a model in memory, which stay as they are and are watched for changes."""
+
+    def __init__(self, model: LDLM):
+        self.model, self.config = model, model.config
+
+    def __call__(self, name: str) -> nn.Module:
+        """The part `name` itself."""
+        return getattr(self.model, name)
+
+    def watch(self) -> Watch:
+        """A watch of what autograd counts as a write, of replaced parts, and of optimizers' steps.
+
+        What is written through `.data`, or through NumPy, is not seen.
+        """
+        return _Changes(self.model)
+
+
+class _Changes:
+    """A watch of a live model."""
+
+    def __init__(self, model: LDLM):
+        # Every call compares all of them, so the walk over the modules is done here, once.
+        self._slots = [
+            (f"{prefix}.{key}".removeprefix("."), holder, key)
+            for prefix, module in model.named_modules()
+            if not prefix.startswith("latent_encoder")
+            for holder in (module._modules, module._parameters, module._buffers)
+            for key, entry in holder.items()
+            if entry is not None and key != "latent_encoder"
+        ]
+        self._before, self._stepped = self._state(), None
+        self._names = {id(holder[key]): name for name, holder, key in self._slots}
+        # Fused optimizers write without telling autograd. The hook holds no watch alive.
+        note = weakref.WeakMethod(self._after_step)
+        hook = register_optimizer_step_post_hook(lambda optimizer, *_: _call(note(), optimizer))
+        weakref.finalize(self, hook.remove)
+
+    def __call__(self) -> str | None:
+        now = self._state()
+        if now == self._before:
+            return self._stepped
+        return next(slot[0] for slot, a, b in zip(self._slots, now, self._before, strict=True) if a != b)
+
+    def _state(self) -> list[tuple[int, int]]:
+        entries = [holder.get(key) for _, holder, key in self._slots]
+        return [(e.data_ptr(), e._version) if isinstance(e, Tensor) else (id(e), 0) for e in entries]
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        stepped = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+        self._stepped = self._stepped or next((self._names[id(p)] for p in stepped if id(p) in self._names), None)
+
+
+def _call(function: Callable | None, *arguments) -> None:
+    if function is not None:
+        function(*arguments)
+
+
+class StoredModel:
+    """A checkpoint folder, hub id or bundled model, read part by part, so that the whole model is never in memory.
+
+    Attributes:
+        folder: where its files lie.
+
+    Raises:
+        FileNotFoundError, ValueError: as `checkpoint.open_folder` and `checkpoint.load_into` do.
+    """
+
+    def __init__(self, model_id: str | Path, **hub_options):
+        self.folder = checkpoint.resolve(model_id, **hub_options)
+        self.config, self._weights = checkpoint.open_folder(self.folder)
+
+    def __call__(self, name: str) -> nn.Module:
+        """The part `name`, with its weights mapped from the file."""
+        with torch.device("meta"):
+            module = build_module(name, self.config)
+        checkpoint.load_into(module, self._weights.read(f"{name}."), f"{name}.")
+        return module.eval()
+
+    def watch(self) -> Watch:
+        """Nothing to watch: a stored model is read once."""
+        return lambda: None
+
+
+class RandomModel:
+    """Random weights of a config, part by part: what a speed is measured on where nothing was trained.
+
+    Args:
+        seed: part `name` is the same for the same seed, whatever was built before it.
+        dtype: of the weights.
+    """
+
+    def __init__(self, config: LDLMConfig, seed: int = 0, dtype: torch.dtype = torch.bfloat16):
+        self.config, self._seed, self._dtype = config, seed, dtype
+
+    def __call__(self, name: str) -> nn.Module:
+        """The part `name`, newly made. Layers that adaLN-Zero starts at zero are random here, so that they do their work."""
+        default = torch.get_default_dtype()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            torch.set_default_dtype(self._dtype)
+            try:
+                module = build_module(name, self.config)
+                for part in module.modules():
+                    if isinstance(part, nn.Linear) and not part.weight.any():
+                        part.reset_parameters()
+            finally:
+                torch.set_default_dtype(default)
+        return module.eval()
+
+    def watch(self) -> Watch:
+        """Nothing to watch: the weights exist only in the plan."""
+        return lambda: None

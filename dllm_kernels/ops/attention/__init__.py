@@ -1,0 +1,1 @@
+"""The op attention: see op.py."""

@@ -1,0 +1,1 @@
+"""The op denoise_update: see op.py."""

@@ -1,0 +1,1 @@
+"""The op linear: see op.py."""

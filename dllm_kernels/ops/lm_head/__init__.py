@@ -1,0 +1,1 @@
+"""The op lm_head: see op.py."""

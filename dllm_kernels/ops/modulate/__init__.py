@@ -1,0 +1,1 @@
+"""The op modulate: see op.py."""

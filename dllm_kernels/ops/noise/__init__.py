@@ -1,0 +1,1 @@
+"""The op noise: see op.py."""

@@ -1,0 +1,1 @@
+"""What every layer may use: devices, and checks of what a caller gives."""

@@ -1,0 +1,230 @@
+"""Faults planted in the CUDA linear in tiles are found on a CPU (tests/emulator): its values would tell."""
+
+import functools
+
+import pytest
+
+from tests.emulator import emulate
+from tests.ops.linear.test_persistent_emulated import KERNEL, SEEDS, check, problem, run
+from tests.ops.linear.test_skinny_faults import with_faults
+
+pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
+
+PRODUCT = "csrc/include/dllm/persistent_gemm.cuh"
+
+
+def faulty_calls(faulty: emulate.Emulator, fault: int, seed: int) -> None:
+    """A block that takes four tiles through a ring used many times over; a call that reads what the one before it writes;
+    more tiles above each other than follow each other. Each has tiles that are not full."""
+    run_and_check(faulty, fault, seed, problem(140, 264, 256, 1, gate=True, gelu=True, residual=70))
+    first = problem(140, 320, 64, 1, gelu=True)
+    run_and_check(faulty, fault, seed, first, problem(140, 264, 320, 2, first, residual=140))
+    run_and_check(faulty, fault, seed, problem(2065, 264, 64, 3))
+
+
+def run_and_check(faulty: emulate.Emulator, fault: int, seed: int, *calls: dict) -> None:
+    run(faulty, *calls, seed=seed, fault=fault)
+    for p in calls:
+        check(p)
+
+
+FILLING = "«mbarrier_wait(full + slot.number, slot.parity);»"
+EMPTYING = "«mbarrier_wait(empty + slot.number, slot.parity ^ 1);»"
+LEAVING = "«if (column > 0) leave(before);»"
+TAKING = "«if (number != blockIdx.x) mbarrier_wait(&shared->taken, parity ^ 1);»"
+FILLING_LOOP = "number += gridDim.x) {\n        const Tile"
+RING_FAULTS = {
+    # name: file, where, and what stands there instead
+    "barriers not announced": (KERNEL, "«fence_mbarrier_init();»", ""),
+    "barriers used before they are made": (KERNEL, "«__syncthreads();»\n        wait_for", ""),
+    "a barrier too few": (PRODUCT, "slot < «kTileStages»; ++slot", "kTileStages - 1"),
+    "the filling of a slot not waited for": (PRODUCT, FILLING, ""),
+    "the wrong parity of a full slot": (PRODUCT, FILLING, "mbarrier_wait(full + slot.number, slot.parity ^ 1);"),
+    "a parity of full slots that never changes": (PRODUCT, FILLING, "mbarrier_wait(full + slot.number, 0);"),
+    "a parity that never changes": (PRODUCT, "number = 0, «parity ^= 1»;", "parity"),
+    "a slot refilled before it was left": (PRODUCT, EMPTYING, ""),
+    "the wrong parity of a slot that was left": (PRODUCT, EMPTYING, "mbarrier_wait(empty + slot.number, slot.parity);"),
+    "a parity of slots left that never changes": (PRODUCT, EMPTYING, "mbarrier_wait(empty + slot.number, 1);"),
+    "another slot waited for": (
+        PRODUCT,
+        EMPTYING,
+        "mbarrier_wait(empty + (slot.number + 1) % kTileStages, slot.parity ^ 1);",
+    ),
+    "leaving a slot not told": (PRODUCT, LEAVING, ""),
+    "the slot in use told to be left": (PRODUCT, LEAVING, "if (column > 0) leave(slot.number);"),
+    "slots left while they are multiplied": (PRODUCT, LEAVING, "if (column + kTileDepth < width) leave(slot.number);"),
+    "a slot left that was not used": (PRODUCT, LEAVING, "leave(before);"),
+    "the first slot left each time": (PRODUCT, "before = «slot.number»;", "0"),
+    "leaving the last slot of a tile not told": (PRODUCT, "wgmma_wait<0>();\n        «leave(before);»", ""),
+    "leaving told by every lane": (PRODUCT, "if («threadIdx.x % 32 == 0») mbarrier_arrive(empty", "true"),
+    "one warp not asked whether it left": (PRODUCT, "(empty + slot, «kMultiplyingWarps»)", "kMultiplyingWarps - 1"),
+    "one warp too many asked whether it left": (PRODUCT, "(empty + slot, «kMultiplyingWarps»)", "kMultiplyingWarps + 1"),
+    "more arrivals awaited than there are": (PRODUCT, "(full + slot, «1»)", "2"),
+    "fewer bytes expected than copied": (PRODUCT, "(filled, «kTileStageBytes»)", "kTileInputBytes"),
+    "the copies of a slot told to another": (PRODUCT, "filled = full + «slot.number»;", "(slot.number + 1) % kTileStages"),
+    "the first slot filled each time": (PRODUCT, "memory + «slot.number» * kTileStageBytes;\n            Barrier", "0"),
+    "the first slot multiplied each time": (PRODUCT, "const char* const stage = memory + «slot.number» *", "0"),
+    "a slot filled twice": (PRODUCT, "filled);\n            «slot.next();»", ""),
+    "a slot multiplied twice": (PRODUCT, "before = slot.number;\n            «slot.next();»", ""),
+    "a stage after the last": (
+        PRODUCT,
+        "«column < width»; column += kTileDepth) {\n            char*",
+        "column <= width",
+    ),
+    "slots filled by every lane": (KERNEL, "if («lane == 0») fill(call", "true"),
+    "input of the next row": (PRODUCT, "static_cast<int32_t>(«row»)", "row + 1"),
+    "input of the first rows": (PRODUCT, "static_cast<int32_t>(«row»)", "0"),
+    "input of the first columns": (PRODUCT, "static_cast<int32_t>(row), static_cast<int32_t>(«column»)", "0"),
+    "weights of the next output": (PRODUCT, "static_cast<int32_t>(«output»)", "output + 1"),
+    "weights of the first outputs": (PRODUCT, "static_cast<int32_t>(«output»)", "0"),
+    "weights of the first columns": (PRODUCT, "static_cast<int32_t>(output), static_cast<int32_t>(«column»)", "0"),
+    "weights over the input": (PRODUCT, "tma_load_2d(stage + «kTileInputBytes»,", "0"),
+}
+PRODUCT_FAULTS = {
+    "input of the first part of a stage": (PRODUCT, "kTileDepth * 2 + «part * 32»)", "0"),
+    "input of the first warpgroup": (PRODUCT, "(stage + «first_row» * kTileDepth", "0"),
+    "input of the other warpgroup": (KERNEL, "memory + kRing, «warp / 4 * 64»,", "(1 - warp / 4) * 64"),
+    "weights of the first part of a stage": (PRODUCT, "(stage + kTileInputBytes + «part * 32»)", "0"),
+    "input in the place of weights": (PRODUCT, "(stage + «kTileInputBytes» + part", "0"),
+    "the last part of a stage left out": (PRODUCT, "part < «kTileDepth / 16»;", "kTileDepth / 16 - 1"),
+    "no wgmma_fence": (PRODUCT, "«wgmma_fence();»", ""),
+    "no wgmma_commit": (PRODUCT, "«wgmma_commit();»", ""),
+    "a slot left whose products were not waited for": (PRODUCT, "«wgmma_wait<1>();»", ""),
+    "a slot left whose products may still go on": (PRODUCT, "«wgmma_wait<1>();»", "wgmma_wait<2>();"),
+    "the products of a tile not waited for": (PRODUCT, "«wgmma_wait<0>();»", ""),
+    "the last products of a tile not waited for": (PRODUCT, "«wgmma_wait<0>();»", "wgmma_wait<1>();"),
+    "a product finished before it was left": (KERNEL, "«mbarrier_wait(&shared->left, parity);»", ""),
+    "the wrong parity of a product left": (
+        KERNEL,
+        "«mbarrier_wait(&shared->left, parity);»",
+        "mbarrier_wait(&shared->left, parity ^ 1);",
+    ),
+    "a product left over one that is not taken": (KERNEL, TAKING, ""),
+    "the wrong parity of a product taken": (
+        KERNEL,
+        TAKING,
+        "if (number != blockIdx.x) mbarrier_wait(&shared->taken, parity);",
+    ),
+    "a parity of products that never changes": (KERNEL, "number += gridDim.x, «parity ^= 1»)", "parity"),
+    "one warp not asked whether it left a product": (
+        KERNEL,
+        "(&shared->left, 32 * «kMultiplyingWarps»)",
+        "kMultiplyingWarps - 1",
+    ),
+    "one warp too many asked whether it left a product": (
+        KERNEL,
+        "(&shared->left, 32 * «kMultiplyingWarps»)",
+        "kMultiplyingWarps + 1",
+    ),
+    "one warp not asked whether it took a product": (KERNEL, "(&shared->taken, 32 * «kFinishingWarps»)", "kFinishingWarps - 1"),
+    "one warp too many asked whether it took a product": (
+        KERNEL,
+        "(&shared->taken, 32 * «kFinishingWarps»)",
+        "kFinishingWarps + 1",
+    ),
+    "leaving a product not told": (KERNEL, "«mbarrier_arrive(&shared->left);»", ""),
+    "leaving a product told by one lane": (
+        KERNEL,
+        "«mbarrier_arrive(&shared->left);»",
+        "if (lane == 0) mbarrier_arrive(&shared->left);",
+    ),
+    "taking a product not told": (KERNEL, "if («!last») mbarrier_arrive(&shared->taken);", "false"),
+    "taking a product told by one lane": (KERNEL, "if («!last») mbarrier_arrive(&shared->taken);", "!last && lane == 0"),
+    "a product in the first warp's place": (KERNEL, "product + «warp» * 16 * kPitch", "0"),
+    "a product in another warp's place": (KERNEL, "product + «warp» * 16 * kPitch", "(warp ^ 1)"),
+    "the eights of a warp's rows swapped": (KERNEL, "pack_bf16(«sums[tile][0]», sums[tile][1])", "sums[tile][2]"),
+    "the second eight over the first": (KERNEL, "tile * 8 + «8 * kPitch») =", "0"),
+    "an output of a pair twice": (KERNEL, "sums[tile][0], «sums[tile][1]»)", "sums[tile][0]"),
+    "rows of a product left too close": (KERNEL, "threadIdx.x % 32 / 4 * «kPitch» +", "kTileOutputs"),
+    "rows of a product taken too close": (KERNEL, "(row + i * step) * «kPitch» + column", "kTileOutputs"),
+}
+END_FAULTS = {
+    "outputs after the last": (KERNEL, "if («output >= call.outputs») return;", "false"),
+    "rows after the last": (KERNEL, "rows = «min(kTileRows, call.rows - tile.row)»;", "kTileRows"),
+    "rows after the last of a batch": (KERNEL, "if («row + i * step >= rows») continue;\n            const uint4 own", "false"),
+    "the last row left out": (
+        KERNEL,
+        "rows = «min(kTileRows, call.rows - tile.row)»;",
+        "min(kTileRows, call.rows - tile.row) - 1",
+    ),
+    "the bias of the first outputs": (KERNEL, "(call.bias) + «output»)", "column"),
+    "the pairs of the bias swapped": (KERNEL, "bias[i] = «i % 2 == 0» ?", "i % 2 == 1"),
+    "the gate of the first outputs": (
+        KERNEL,
+        "gate[i] = «call.gate ? call.gate[output + i] : 1»;",
+        "call.gate ? call.gate[column + i] : 1",
+    ),
+    "no gate": (KERNEL, "gate[i] = «call.gate ? call.gate[output + i] : 1»;", "1"),
+    "a gate of a pair twice": (KERNEL, "* gate[«2 * j + 1»] +", "2 * j"),
+    "no GELU": (KERNEL, "«low = gelu(low), high = gelu(high);»", ""),
+    "the residual of the first rows": (KERNEL, "token = «tile.row + row + i * step»;", "row + i * step"),
+    "the residual of the first outputs": (KERNEL, "static_cast<size_t>(from) * call.outputs + «output»)", "column"),
+    "the residual's rows not repeated": (
+        KERNEL,
+        "from = «token < call.residual_rows ? token : token % call.residual_rows»;",
+        "token",
+    ),
+    "half of the residual twice": (KERNEL, "low + «low_bf16(residual_pairs[j])»,", "high_bf16(residual_pairs[j])"),
+    "written to the first rows": (KERNEL, "static_cast<size_t>(«tile.row + row + i * step») *", "row + i * step"),
+    "written to the first outputs": (KERNEL, "* call.outputs +\n                                      «output»)", "column"),
+    "a pair of outputs twice": (KERNEL, "{«pairs[0]», pairs[1],", "pairs[1]"),
+    "rows between batches left out": (KERNEL, "row += «step * kBatch»)", "step * (kBatch + 1)"),
+    "the last tile finished by three warps that take it for all": (KERNEL, "«if (!last) continue;»", "continue;"),
+    "every tile taken for the last": (KERNEL, "last = «number + gridDim.x >= tiles.count()»;", "true"),
+    "the first row of a tile left out": (KERNEL, ": «warp - kMultiplyingWarps»,", "warp - kMultiplyingWarps + 1"),
+    "rows of a warp that is not there": (KERNEL, ": «kFinishingWarps»);", "kFinishingWarps + 1"),
+    "rows of a warp that is not there in the last tile": (
+        KERNEL,
+        "last ? «kMultiplyingWarps + kFinishingWarps» :",
+        "kMultiplyingWarps + kFinishingWarps + 1",
+    ),
+}
+TILE_FAULTS = {
+    "the last row tile left out": (KERNEL, "high(«(call.rows - 1) / kTileRows + 1»)", "call.rows / kTileRows"),
+    "the last tile of outputs left out": (
+        KERNEL,
+        "wide(«(call.outputs - 1) / kTileOutputs + 1»)",
+        "call.outputs / kTileOutputs",
+    ),
+    "the last tile left out": (KERNEL, "return «high * wide»;", "high * wide - 1"),
+    "the first row tiles each time": (KERNEL, "first = «number / (kTogether * wide) * kTogether»,", "0"),
+    "the first of neighbouring row tiles forgotten": (KERNEL, "{(«first» + inside", "0"),
+    "tiles not counted from the first of neighbours": (KERNEL, "inside = «number - first * wide»;", "number"),
+    "more row tiles together than there are": (KERNEL, "together = «min(kTogether, high - first)»;", "kTogether"),
+    "a row tile twice": (KERNEL, "(first + «inside % together»)", "inside % together / 2 * 2"),
+    "the first outputs' tile each time": (KERNEL, "«inside / together» * kTileOutputs", "0"),
+    "filled from the next tile": (KERNEL, "const Tile tile = tiles.at(«number»);", "number + 1"),
+    "finished as the block's first tile": (KERNEL, "finish<kGelu>(call, tiles.at(«number»)", "blockIdx.x"),
+    "filled for every block": (KERNEL, f"number = «blockIdx.x»; number < tiles.count(); {FILLING_LOOP}", "0"),
+    "tiles of other blocks filled": (KERNEL, f"{FILLING_LOOP}".replace("gridDim.x", "«gridDim.x»"), "1"),
+    "tiles of other blocks multiplied": (KERNEL, "number += «gridDim.x», parity", "1"),
+    "the predecessor not waited for": (KERNEL, "«pdl_wait();»", ""),
+    "the predecessor waited for by one warp": (
+        KERNEL,
+        "«pdl_wait();»",
+        "if (warp == 0) pdl_wait();",
+    ),
+    "fewer rows than there are": (KERNEL, "tensor_map(call.input, «call.rows»,", "call.rows - 1"),
+    "fewer outputs than there are": (KERNEL, "tensor_map(call.weight, «call.outputs»,", "call.outputs - 1"),
+    "copies of half the rows": (KERNEL, "call.width, «kTileRows», kTileDepth", "kTileRows / 2"),
+}
+FAULTS = RING_FAULTS | PRODUCT_FAULTS | END_FAULTS | TILE_FAULTS
+
+
+@functools.cache
+def faulty() -> emulate.Emulator:
+    """A build with all of FAULTS, one of which a run switches on."""
+    return emulate.build(KERNEL, replaced=with_faults(FAULTS), flags=emulate.CARDS["hopper"])
+
+
+def test_no_fault_is_found_where_none_is():
+    for seed in SEEDS:
+        faulty_calls(faulty(), 0, seed)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(fault):
+    emulator, number = faulty(), list(FAULTS).index(fault) + 1
+    with pytest.raises((AssertionError, emulate.EmulationError)):
+        for seed in SEEDS:
+            faulty_calls(emulator, number, seed)
