@@ -82,9 +82,6 @@ def test_generations_at_the_power_limit():
     (path,) = RESULTS.glob("*-h200-sweep-batch-*.json")
     turns = {row["case"]["batch"]: row.get("ratio") for row in json.loads(path.read_text())["rows"] if row["contender"] == ours}
     assert f"both at one clock, {turns[64]:.2f} times" in WHOLE
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    large = [turns[batch] for batch in (16, 32, 64, 128)]
-    assert f"{min(large):.2f} to {max(large):.2f} times as fast up to 128 samples" in readme
 
 
 def test_attention_with_more_queries_a_tile():
@@ -160,8 +157,6 @@ def test_linears_with_what_surrounds_them():
         assert len(ratios) == 4
         means.append(f"{statistics.geometric_mean(ratios):.2f}")
     assert f"it is {means[0]} and {means[1]} ([docs/benchmarks.md]" in WHOLE
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"it is {means[0]} and {means[1]} times as fast as PyTorch" in readme
 
 
 def test_attention_within_the_layer_after_it():
