@@ -5,7 +5,8 @@ import argparse
 try:
     from benchmarks.report import benchmarks, quality, scale, training
 except ModuleNotFoundError as error:
-    raise SystemExit(f"python -m benchmarks.report needs {error.name}: pip install -e '.[bench]'") from error
+    missing = error.name.partition(".")[0]
+    raise SystemExit(f"python -m benchmarks.report needs {missing}: pip install -e '.[bench]'") from error
 from benchmarks.report.pages import ROOT
 
 PAGES = {"benchmarks": benchmarks.files, "quality": quality.files, "scale": scale.files, "training": training.files}

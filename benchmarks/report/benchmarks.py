@@ -90,7 +90,7 @@ def _published(tables: list[Result]) -> list[str]:
         table(header, lines),
     ]
     reasons = dict.fromkeys(row.unstable for _, found in rows for row in found if row.unstable)
-    text += [f"Not steady, though measured three times: {reason}. These speeds cannot be compared." for reason in reasons]
+    text += [f"Not steady, though measured up to three times: {reason}. These speeds cannot be compared." for reason in reasons]
     awaits = [f"{entry.preset}, N = {entry.steps}" for entry, found in rows if not found]
     return text + ([f"Not measured on it: {'; '.join(awaits)}."] if awaits else [])
 

@@ -23,7 +23,7 @@ def kind_of(result: Result) -> str:
     kind = result.group.split("-")[0]
     if kind not in KINDS:
         raise ValueError(
-            f"{result_file(result)} holds the group {result.group!r}; pages show the harness's: " + ", ".join(KINDS)"
+            f"{result_file(result)} holds the group {result.group!r}; pages show the harness's: " + ", ".join(KINDS)
         )
     return kind
 

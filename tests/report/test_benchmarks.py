@@ -147,7 +147,10 @@ class TestDocument:
         assert ", 2026-01-02, commit abc. The contenders" in text
         assert "Not measured on it: open-dllm-27b, N = 10; open-dllm-27b, N = 4." in text
         unsteady = document([measured(ratio=None, unstable="throttled")], {})
-        assert "| 20,100 | 3,100 | unstable |" in unsteady and "Not steady, though measured three times: throttled." in unsteady
+        assert (
+            "| 20,100 | 3,100 | unstable |" in unsteady
+            and "Not steady, though measured up to three times: throttled." in unsteady
+        )
         assert "Beside the published figures" not in document([sweep((1, 2), float)], {})
 
     def test_shapes_are_told_in_the_fields_letters(self):
