@@ -1,4 +1,4 @@
-"""The command line: generate, serve, bench, report, roofline, info, tune, train, convert, evaluate, report-quality.
+"""The command line: generate, serve, bench, roofline, info, tune, train, convert, evaluate.
 
 Results go to stdout; progress, notes and errors to stderr. Input that does not fit ends with exit code 2 and one line.
 """
@@ -22,10 +22,8 @@ from dllm_kernels.bench import roofline
 from dllm_kernels.bench.tune import tune as tune_command
 from dllm_kernels.cli import output as report
 from dllm_kernels.cli.bench import bench as bench_command
-from dllm_kernels.cli.bench import report as report_command
 from dllm_kernels.cli.errors import OneLineErrors
 from dllm_kernels.cli.evaluate import evaluate as evaluate_command
-from dllm_kernels.cli.evaluate import report_quality
 from dllm_kernels.cli.options import DEFAULT_PRESET, AsJson, Batch, Device, DtypeOption, Preset, Steps, Threads
 from dllm_kernels.cli.output import emit, notes, progress_bar
 from dllm_kernels.cli.serve import generate_files
@@ -267,11 +265,9 @@ def info(
 
 
 app.command("bench")(bench_command)
-app.command("report")(report_command)
 app.command("tune")(tune_command)
 app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
-app.command("report-quality")(report_quality)
 app.command("train")(train_command)
 
 
