@@ -27,6 +27,7 @@ from dllm_kernels.model.layers import sdpa
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.ops.attention.op import attention
 from dllm_kernels.ops.denoise_update.op import denoise_update
+from dllm_kernels.ops.linear.skinny import row_statistics
 from dllm_kernels.ops.modulate.op import modulate
 
 OURS, LIBRARY = "ours", "library"
@@ -66,13 +67,13 @@ class Op:
 def make_weights(config: LDLMConfig, device: torch.device, cache_bytes: int) -> Weights:
     """A model of `config`'s widths with as many denoiser layers as hold the least layer's weights over three caches, as far
     as memory for a card, or four layers on a CPU, go."""
-    least = 2 * config.dim**2
+    smallest = 2 * config.dim**2
     most = _MAX_LAYERS if device.type == "cuda" else 4
     if device.type == "cuda":
         # The model and its plan stand together; 12 d^2 weights a layer.
         free = torch.cuda.mem_get_info(device)[0] // 3
         most = max(4, min(most, free // (2 * 12 * 2 * config.dim**2)))
-    layers = max(4, min(most, -(-int(_CACHES * cache_bytes) // least)))
+    layers = max(4, min(most, -(-int(_CACHES * cache_bytes) // smallest)))
     small = {"denoiser_layers": layers, "perceiver_layers": 1, "token_decoder_layers": 1}
     # adaLN's factors differ by step: its layers are measured without.
     small |= {"ada_ln": False, "context": False, "self_conditioning": False, "latent_dim": config.dim}
@@ -84,7 +85,7 @@ def ops(weights: Weights, rows: int = 64) -> Iterator[Op]:
     model, device, config = weights.model, weights.device, weights.model.config
     rows = min(rows, config.seq_len)
     plan = FusedSampler(model, 1, 1, rows, dtype=torch.bfloat16, device=device).plan
-    inputs = _Inputs(device, plan.numerics.activations)
+    inputs = _Inputs(device, plan.options.numerics.activations)
     yield from _linears(plan, model, inputs, rows)
     yield from _attentions(config, inputs, rows)
     yield _modulate(config, inputs, rows)
@@ -105,7 +106,7 @@ class _Inputs:
 
 
 def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op]:
-    blocks, layers, d = list(model.denoiser.blocks), plan.denoiser_layers, model.config.dim
+    blocks, layers, d = list(model.denoiser.blocks), plan.packed.denoiser.layers, model.config.dim
     count = len(blocks)
     for name, pick, module, norm, n, k in (
         ("linear qkv", lambda l: l.qkv, lambda b: b.self_attention.qkv, lambda b: b.self_norm, 3 * d, d),
@@ -117,10 +118,10 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
         gelu, residual = name.endswith("GELU"), norm is None
         added = inputs.pair(1, rows, n)
 
-        given = [_as_left(plan, pick(layer), x) for layer, x in zip(layers, wide, strict=True)]
+        given = [_left_for(pick(layer), x) for layer, x in zip(layers, wide, strict=True)]
 
         def ours(i: int, pick=pick, given=given, gelu=gelu, residual=residual, added=added) -> Tensor:
-            return plan._linear(given[i], pick(layers[i]).at(0), gelu=gelu, residual=added[0] if residual else None).x
+            return plan.linear(given[i], pick(layers[i]).at(0), gelu=gelu, residual=added[0] if residual else None).x
 
         def library(i: int, half=half, module=module, norm=norm, gelu=gelu, residual=residual, added=added) -> Tensor:
             return _formula(half[i], module(blocks[i]), norm and norm(blocks[i]), gelu, added[1] if residual else None)
@@ -134,10 +135,10 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
         yield Op(name, shape, ours, library, exact, count, moved, 2 * rows * n * k)
 
 
-def _as_left(plan: Plan, layer: FoldedLinear, x: Tensor) -> Activations:
-    """x as the layer before leaves it: with its rows' statistics where a streamed layer reads them."""
-    reads = plan._streamed(layer) and layer.column_sums is not None
-    return Activations(x, statistics=plan._statistics(x), chunk=x.shape[-1]) if reads else Activations(x)
+def _left_for(layer: FoldedLinear, x: Tensor) -> Activations:
+    """x [B, T, K] as the layer before leaves it for `layer`: with row statistics where that one reads them."""
+    reads = layer.packed and layer.column_sums is not None
+    return Activations(x, statistics=row_statistics(x), chunk=x.shape[-1]) if reads else Activations(x)
 
 
 def _formula(x: Tensor, layer, norm, gelu: bool, residual: Tensor | None) -> Tensor:
