@@ -130,7 +130,7 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
         gelu, residual = name.endswith("GELU"), norm is None
         added = inputs.pair(1, rows, n)
 
-        given = [_left_for(pick(layer), x) for layer, x in zip(layers, wide, strict=True)]
+        given = [_input_of(pick(layer), x) for layer, x in zip(layers, wide, strict=True)]
 
         def ours(i: int, pick=pick, given=given, gelu=gelu, residual=residual, added=added) -> Tensor:
             return plan.linear(given[i], pick(layers[i]).at(0), gelu=gelu, residual=added[0] if residual else None).x
@@ -147,8 +147,8 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
         yield Op(name, shape, ours, library, exact, count, moved, 2 * rows * n * k)
 
 
-def _left_for(layer: FoldedLinear, x: Tensor) -> Activations:
-    """x [B, T, K] as the layer before leaves it for `layer`: with row statistics where that one reads them."""
+def _input_of(layer: FoldedLinear, x: Tensor) -> Activations:
+    """x [B, T, K] as `layer` gets it in a plan: with row statistics where it reads them."""
     reads = layer.packed and layer.column_sums is not None
     return Activations(x, statistics=row_statistics(x), chunk=x.shape[-1]) if reads else Activations(x)
 

@@ -66,7 +66,7 @@ class CallInputs:
         context_mask: Tensor | None,
     ) -> None:
         """Writes a call's arguments, as `checked_call` and `check` have found them to fit; shapes as `check` has them."""
-        # A seed of 2^63 or more stands for its two's complement.
+        # As a signed integer: a seed of 2^63 or more becomes its two's complement.
         self.seed.fill_((seed + 2**63) % 2**64 - 2**63)
         self.first_sample.fill_(first_sample)
         self.temperature.fill_(temperature)
