@@ -9,7 +9,7 @@ from dllm_kernels import LDLM, LDLMConfig
 from dllm_kernels.bench import tune as module
 from dllm_kernels.bench.tune_layer import LayerChain, layer_shapes, refine
 from dllm_kernels.inference.fold import Numerics
-from dllm_kernels.inference.plan import Plan
+from dllm_kernels.inference.pack import PlanOptions, pack_model
 from dllm_kernels.inference.weights import LiveModel
 from dllm_kernels.model.config import open_dllm_config
 from dllm_kernels.ops.extension import has_wgmma
@@ -30,13 +30,14 @@ def test_the_shapes_of_a_preset():
 def test_the_shapes_are_those_that_a_plan_asks_for(monkeypatch):
     asked = set()
     monkeypatch.setattr(
-        "dllm_kernels.inference.plan.select_config", lambda rows, outputs, width, *_: asked.add((outputs, width))
+        "dllm_kernels.inference.pack.select_config", lambda rows, outputs, width, *_: asked.add((outputs, width))
     )
     mixed = LDLMConfig.preset("tiny", dim=128, hidden_dim=192, latent_dim=96)
     for config in (LDLMConfig.preset("tiny"), mixed, open_dllm_config(64, 101, 16, proj_in=True)):
         asked.clear()
         context = 3 * config.context
-        Plan(config, LiveModel(LDLM(config)), torch.ones(1).double(), 8, 1, context, False, Numerics.of(torch.bfloat16, CPU))
+        options = PlanOptions(8, 1, Numerics.of(torch.bfloat16, CPU), context_len=context)
+        pack_model(config, LiveModel(LDLM(config)), torch.ones(1).double(), options)
         assert asked <= set(module.shapes(config)), asked - set(module.shapes(config))
 
 
