@@ -5,15 +5,11 @@ weights that are cold in L2. First each shape among its equals, with the library
 layer's shapes together (tune_layer.py), which also says whether a plan of that width streams at all.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from torch import Tensor
 
 from dllm_kernels.bench.tune_layer import (
@@ -26,15 +22,13 @@ from dllm_kernels.bench.tune_layer import (
     random_bf16,
     refine,
 )
-from dllm_kernels.cli.output import notes
-from dllm_kernels.model.config import PRESETS, LDLMConfig
-from dllm_kernels.ops.extension import cuda_unsupported_reason, has_warpgroups
+from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.ops.extension import has_warpgroups
 from dllm_kernels.ops.linear import config as gemm_config
 from dllm_kernels.ops.linear.config import SHARED_BYTES, GemmConfig, block_bytes, candidates, tiles
 from dllm_kernels.ops.linear.packing import whole_shape
 from dllm_kernels.ops.linear.skinny import empty_workspace, launch, workspace_elements
 from dllm_kernels.utils.device import multiprocessors, shared_memory
-from dllm_kernels.utils.validation import user_input
 
 _OPTIONS, _RINGS = 48, 6
 Launch = Callable[[Tensor, int, Tensor], None]
@@ -134,36 +128,46 @@ def fastest(timed: Timings, count: int) -> list[GemmConfig]:
     return found[:count]
 
 
-def tune(
-    preset: Annotated[str, typer.Option(help=", ".join(PRESETS))] = "open-dllm-35b-a3b",
-    rows: Annotated[int, typer.Option(min=1, help="rows of a call: batch times length")] = 64,
-    output: Annotated[Path | None, typer.Option(help="the table to write; the package's own, where not given")] = None,
-) -> None:
-    """Time the streamed linear's cuts on this card, for the shapes of a preset, and write the table that plans read."""
-    with user_input():
-        config = LDLMConfig.preset(preset)
-        if not torch.cuda.is_available():
-            raise ValueError("tuning needs a CUDA card")
-        device = torch.device("cuda", torch.cuda.current_device())
-        missing = cuda_unsupported_reason(device)
-        if missing is not None:
-            raise ValueError(missing)
-    path = gemm_config.TABLE if output is None else output
-    table = json.loads(path.read_text()) if path.exists() else {"entries": [], "layers": []}
+@dataclass
+class Tuned:
+    """What a tuning found.
+
+    Attributes:
+        uneven: (outputs, width) that no cut fills the card with; the rule cuts them.
+        layer: the entry of a whole layer, or None where one of its shapes is uneven.
+        entries: an entry a shape.
+    """
+
+    uneven: list[tuple[int, int]]
+    layer: dict | None
+    entries: list[dict]
+
+
+def tune(config: LDLMConfig, rows: int, device: torch.device, table: dict, note: Callable[[str], None]) -> Tuned:
+    """Times the cuts of a model's shapes on a card, and puts what is fastest into `table`.
+
+    Args:
+        rows: of a call, batch times length.
+        table: as the file holds it: "entries" and "layers".
+        note: told what is timed next.
+    """
     card, shared_bytes, warpgroups = multiprocessors(device), block_bytes(shared_memory(device)), has_warpgroups(device)
     source = {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
     timings: dict[tuple[int, int], Timings] = {}
+    found = Tuned([], None, [])
     for outputs, width in shapes(config):
         cuts = list(dict.fromkeys(busy_cuts(rows, outputs, width, card, shared_bytes, warpgroups)))
         if not cuts:
-            typer.echo(f"{outputs} x {width}: too small or uneven for a cut that fills the card; left to the rule", err=True)
+            found.uneven.append((outputs, width))
             continue
-        with notes.status(f"{outputs} x {width}"), torch.no_grad():
+        note(f"{outputs} x {width}")
+        with torch.no_grad():
             timings[outputs, width] = list(tune_shape(rows, outputs, width, device, cuts))
     chosen: dict[tuple[int, int], GemmConfig] = {}
     layer = layer_shapes(config.dim)
     if all(shape in timings for shape in layer.values()):
-        with notes.status("a layer"), torch.no_grad():
+        note("a layer")
+        with torch.no_grad():
             chain = LayerChain(rows, config.dim, config.num_heads, device)
             options = {name: fastest(timings[shape], _OPTIONS) for name, shape in layer.items()}
             # From the fastest alone, and from what the table has: a change of one cut at a time does not find every way.
@@ -174,14 +178,12 @@ def tune(
             library_us = chain.library()
         chosen = {shape: cuts[name] for name, shape in layer.items()}
         new = {"multiprocessors": card, "row_tiles": -(-rows // 64), "dim": config.dim}
-        merge(table["layers"], new | {"us": round(us, 2), "library_us": round(library_us, 2)} | source, tuple(new))
-        typer.echo(f"a layer of width {config.dim}: {us:.2f} us, with the library's GEMMs {library_us:.2f} us")
+        found.layer = new | {"us": round(us, 2), "library_us": round(library_us, 2)} | source
+        merge(table["layers"], found.layer, tuple(new))
     for shape, timed in timings.items():
-        new = entry(card, rows, *shape, timed, chosen.get(shape))
-        alone = f"{new['us']} us, the fastest cut {new['fastest_us']} us, the library {new['library_us']} us"
-        typer.echo(f"{shape[0]} x {shape[1]}: {alone}, {new['tile']}")
-        merge(table["entries"], new | source, ("multiprocessors", "row_tiles", "outputs", "width"))
-    path.write_text(json.dumps(table, indent=1) + "\n")
+        found.entries.append(entry(card, rows, *shape, timed, chosen.get(shape)) | source)
+        merge(table["entries"], found.entries[-1], ("multiprocessors", "row_tiles", "outputs", "width"))
+    return found
 
 
 def merge(entries: list[dict], new: dict, keys: tuple[str, ...]) -> None:

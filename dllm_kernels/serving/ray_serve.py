@@ -1,4 +1,4 @@
-"""The server on Ray Serve: a front that speaks HTTP, and replicas with a card each that gather rows into calls."""
+"""The server on Ray Serve: a front that speaks HTTP, and replicas with a card each that batch rows into calls."""
 
 import signal
 import threading
@@ -18,14 +18,14 @@ NAME = "dllm-kernels"
 
 
 class Replica:
-    """A replica's samplers behind a gatherer."""
+    """A replica's samplers behind a batcher."""
 
     def __init__(self, settings: Settings):
-        self._gatherer = Batcher(Samplers(settings).run, max(settings.batches), settings.wait_s)
+        self._batcher = Batcher(Samplers(settings).run, max(settings.batches), settings.wait_s)
 
     async def __call__(self, row: Row) -> Answer | None:
         """A row's answer; None where nobody waits for it any more."""
-        return await self._gatherer(row)
+        return await self._batcher(row)
 
 
 @serve.ingress()
@@ -65,7 +65,7 @@ def run(settings: Settings, seq_len: int, host: str, port: int, ray: str, say: C
     card = {"num_gpus": 1} if settings.device != "cpu" else {"num_cpus": settings.threads}
     replicas = serve.deployment(Replica, name="Replica").options(
         num_replicas=settings.replicas,
-        # The next call is gathered while one runs.
+        # The next call's rows arrive while one runs.
         max_ongoing_requests=2 * max(settings.batches),
         ray_actor_options=card,
         health_check_period_s=2,

@@ -154,7 +154,7 @@ class TestWhatIsNotBadInput:
         def interrupt(*arguments, **options):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("dllm_kernels.cli.main.phase_times", interrupt)
+        monkeypatch.setattr("dllm_kernels.cli.generate.phase_times", interrupt)
         assert run("generate", "tiny", "--steps", 1, "--device", "cpu", code=130).stdout == ""
 
     @pytest.mark.parametrize("error", [ValueError, OSError, KeyError, RuntimeError])
@@ -162,7 +162,7 @@ class TestWhatIsNotBadInput:
         def bug(*arguments, **options):
             raise error("a bug")
 
-        monkeypatch.setattr("dllm_kernels.cli.main.phase_times", bug)
+        monkeypatch.setattr("dllm_kernels.cli.generate.phase_times", bug)
         with pytest.raises(error, match="a bug"):
             run("generate", "tiny", "--steps", 1, "--device", "cpu")
 
