@@ -85,6 +85,16 @@ class TestGenerate:
         assert found["text"] == [" ".join(f"w{token}" for token in found["tokens"][0])]
         assert run(*options).stdout.splitlines()[0] == f"sample 0: {found['text'][0]}"
 
+    @pytest.mark.parametrize("files", [False, True])
+    def test_a_tokenizer_that_cannot_be_read_here(self, folder, tmp_path, monkeypatch, files):
+        shutil.copytree(folder, tmp_path / "model")
+        (tmp_path / "model" / "tokenizer.json").write_text("{}")
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        more = ("--count", 1, "--output", tmp_path / "out") if files else ()
+        result = run("generate", tmp_path / "model", "--steps", 1, "--device", "cpu", "--json", *more)
+        assert result.stderr.splitlines()[0] == "Tokens only: text needs transformers: pip install 'dllm-kernels[text]'"
+        assert result.stderr.count("Tokens only") == 1 and json.loads(result.stdout).get("text") is None
+
     def test_threads(self):
         before = torch.get_num_threads()
         try:
@@ -235,6 +245,11 @@ class TestProcess:
         done = self.start(["-m", "dllm_kernels", "generate", "nope"])
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("dllm-kernels: unknown preset 'nope'") and done.stderr.count("\n") == 1
+
+    def test_its_name_in_a_usage_line(self):
+        done = self.start(["-m", "dllm_kernels", "generate", "--help"])
+        assert done.returncode == 0
+        assert done.stdout.lstrip().startswith("Usage: python -m dllm_kernels generate ")
 
     def test_the_package_needs_no_command_line(self):
         heavy = ["typer", "rich", "transformers", "dllm_kernels.cli.main", "dllm_kernels.cli.output"]
