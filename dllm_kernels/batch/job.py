@@ -18,6 +18,7 @@ from dllm_kernels.model.config import PRESETS
 from dllm_kernels.utils.validation import whole_number
 
 CARD_BATCH, CPU_BATCH = 64, 16
+"""Samples a call where no batch is given."""
 
 
 @dataclass(frozen=True)

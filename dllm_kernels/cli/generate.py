@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dllm_kernels.batch.job import CARD_BATCH, CPU_BATCH
+from dllm_kernels.batch.run import BATCHES_A_SHARD
 from dllm_kernels.cli.generate_files import generate_files
 from dllm_kernels.cli.options import DEFAULT_PRESET, AsJson, Device, DtypeOption, Steps, Threads
 from dllm_kernels.cli.output import emit, generation, machine_fields, notes, progress_bar, samples, say_tokens_only
@@ -41,7 +43,10 @@ def generate(
         ),
     ] = DEFAULT_PRESET,
     steps: Steps = 10,
-    batch: Annotated[int | None, typer.Option(min=1, help="samples generated together; 1, of files 64 or on a CPU 16")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"samples generated together; 1, of files {CARD_BATCH} or on a CPU {CPU_BATCH}"),
+    ] = None,
     seq_len: SeqLen = None,
     solver: Annotated[str, typer.Option(help="ddim, ddpm or dpmpp_2m")] = "ddim",
     eta: Annotated[float | None, typer.Option(help="noise of ddpm; 1 is the ancestral sampler")] = None,
@@ -65,7 +70,7 @@ def generate(
     guidance_scale: Annotated[float, typer.Option(callback=_finite, help="of classifier-free guidance by the prompt")] = 1.0,
     ray: Annotated[str | None, typer.Option(help="make the files on Ray: local, auto, or a cluster's address")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="samplers on Ray; as many as the cluster holds")] = None,
-    shard: Annotated[int | None, typer.Option(min=1, help="samples a file; 32 batches")] = None,
+    shard: Annotated[int | None, typer.Option(min=1, help=f"samples a file; {BATCHES_A_SHARD} batches")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate tokens, twice: the first warms up, the second is timed. With --prompt or, as files, with --output: once."""

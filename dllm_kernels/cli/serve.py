@@ -1,6 +1,5 @@
 """The command `serve`."""
 
-import socket
 from dataclasses import replace
 from typing import Annotated
 
@@ -77,7 +76,6 @@ def serve(
         if prompt_len is None and takes_prompts(loaded.config):
             settings = replace(settings, prompt_len=PromptLimit(loaded.config).most)
         seq_len = settings.check()
-        _check_port(host, port)
         run(settings, seq_len, host, port, ray, notes.print)
 
 
@@ -86,14 +84,3 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise ValueError(f"{name} is {text!r}; it must be whole numbers such as 1,8") from None
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raises ValueError where nobody can listen: Ray Serve would look for a way for minutes."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port}: {error}") from error

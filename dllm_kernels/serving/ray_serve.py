@@ -1,6 +1,7 @@
 """The server on Ray Serve: a front that speaks HTTP, and replicas with a card each that batch rows into calls."""
 
 import signal
+import socket
 import threading
 from collections.abc import Callable
 
@@ -55,8 +56,9 @@ def run(settings: Settings, seq_len: int, host: str, port: int, ray: str, say: C
     """Serves until SIGINT or SIGTERM, then answers what was taken, and ends.
 
     Raises:
-        ValueError: no cluster answers at `ray`, or it has too little room.
+        ValueError: nobody can listen at the address, no cluster answers at `ray`, or it has too little room.
     """
+    _check_port(host, port)
     room = connect(ray, settings.device, settings.threads, settings.replicas)
     if room < settings.replicas:
         raise ValueError(f"{settings.replicas} replicas are asked for, and the Ray cluster has room for {room}")
@@ -80,3 +82,14 @@ def run(settings: Settings, seq_len: int, host: str, port: int, ray: str, say: C
     stop.wait()
     handle.drain.remote().result(timeout_s=settings.deadline_s + 5)
     serve.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises ValueError where nobody can listen: Ray Serve would look for a way for minutes."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port}: {error}") from error

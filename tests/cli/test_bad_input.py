@@ -8,20 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.command import TINY, message, run, save_ours, save_published
+from tests.cli.command import TINY, message, run
 from tests.models import randomized
 
 without_card = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_ours(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    return save_published(tmp_path_factory.mktemp("published") / "untrained.pt")
 
 
 class Opens:
