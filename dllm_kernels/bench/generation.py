@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dllm_kernels.bench.machine import Machine, MemoryMeter, launches
+from dllm_kernels.bench.machine import MemoryMeter, launches
 from dllm_kernels.bench.peers import OURS, PEERS, Case, Output, Peer, Sampled, Weights, baseline
 from dllm_kernels.bench.results import Row
 from dllm_kernels.bench.roofline import Card, floor, work
@@ -21,6 +21,7 @@ from dllm_kernels.inference.weights import PACKED_MODULES
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.ldlm import build_module
 from dllm_kernels.utils.device import free_memory
+from dllm_kernels.utils.machine import Machine
 
 OUR_NAMES = (OURS, "ours")
 """Our names among the contenders of a generation and of an op."""

@@ -9,11 +9,12 @@ import torch
 
 from dllm_kernels.bench import ops, peers
 from dllm_kernels.bench.generation import Bench, Witness, measure
-from dllm_kernels.bench.machine import Machine, cache_size
+from dllm_kernels.bench.machine import reaches
 from dllm_kernels.bench.peers import Case, Weights, baseline
 from dllm_kernels.bench.results import Result, Row, file_name, resumed
 from dllm_kernels.bench.timing import Effort
 from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.utils.machine import Machine, cache_size
 
 SMALL, LARGE, PROMPTED, TINY = "open-dllm-35b-a3b", "open-dllm-27b", "ldlm-35b-a3b", "tiny"
 AXES = {
@@ -156,7 +157,7 @@ def run(
         The complete result.
     """
     begin, before = time.monotonic(), result.took_s
-    card = machine.reaches()
+    card = reaches(machine.device)
     result.reached = {"bytes_per_s": card.bandwidth, "flops": card.rates[torch.bfloat16]}
     if machine.unsupported_reason and machine.unsupported_reason not in result.left_out:
         result.left_out.append(machine.unsupported_reason)

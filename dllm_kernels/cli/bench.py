@@ -14,7 +14,7 @@ from dllm_kernels.bench import peers
 from dllm_kernels.bench.compare import guard, matching, verdict
 from dllm_kernels.bench.generation import Bench, failed, measure
 from dllm_kernels.bench.groups import ON_CARD, ON_CPU
-from dllm_kernels.bench.machine import Machine
+from dllm_kernels.bench.machine import reaches
 from dllm_kernels.bench.peers import Case, Weights, baseline
 from dllm_kernels.bench.results import Result, check_place, read
 from dllm_kernels.bench.wording import machine_line, number, share
@@ -22,6 +22,7 @@ from dllm_kernels.cli.options import DEFAULT_PRESET, AsJson, Batch, Device, Pres
 from dllm_kernels.cli.output import emit, notes, out
 from dllm_kernels.inference.load import device_for
 from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.utils.machine import Machine
 from dllm_kernels.utils.validation import BadInput, user_input
 
 ResultFile = Annotated[Path | None, typer.Option(help="a result of the harness, or of bench --output")]
@@ -57,7 +58,7 @@ def bench(
     result = Result("bench", shlex.join(["dllm-kernels", *sys.argv[1:]]), machine.describe(), {}, baseline=baseline(on))
     begin = time.monotonic()
     with notes.status("measuring the machine, then the contenders"):
-        card = machine.reaches()
+        card = reaches(on)
         result.reached = {"bytes_per_s": card.bandwidth, "flops": next(iter(card.rates.values()))}
         names = (peers.PUBLISHED_BF16, baseline(on), peers.OURS)
         try:

@@ -1,4 +1,4 @@
-"""The command `evaluate`, which measures a model's text."""
+"""The commands `evaluate`, which measures a model's text, and `report-quality`, which writes docs/quality.md of it."""
 
 import importlib.util
 import shlex
@@ -10,7 +10,6 @@ import torch
 import typer
 from rich.table import Table
 
-from dllm_kernels.bench.machine import Machine
 from dllm_kernels.bench.wording import number
 from dllm_kernels.cli.options import AsJson, Batch, Device, DtypeOption, Threads
 from dllm_kernels.cli.output import emit, notes, out
@@ -20,11 +19,13 @@ from dllm_kernels.evaluation.judge import SMOLLM2, Judge
 from dllm_kernels.evaluation.results import Evaluation
 from dllm_kernels.evaluation.run import Task, held_out_halves
 from dllm_kernels.evaluation.run import evaluate as run_evaluation
-from dllm_kernels.inference.load import Dtype, device_for, grid_of, stored_model
+from dllm_kernels.inference.load import device_for, stored_model
+from dllm_kernels.inference.options import Dtype, grid_of
 from dllm_kernels.inference.weights import StoredModel
 from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.ldlm import MODULES, build_module
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
+from dllm_kernels.utils.machine import Machine
 from dllm_kernels.utils.validation import user_input
 
 

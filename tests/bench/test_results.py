@@ -86,7 +86,7 @@ class TestResume:
         card = bench_groups.Machine.__new__(bench_groups.Machine)
         card.device, card.nvml, card.unsupported_reason = bench_groups.torch.device("cpu"), None, None
         monkeypatch.setattr(card, "describe", lambda: MACHINE, raising=False)
-        monkeypatch.setattr(bench_groups.Machine, "reaches", lambda self: Reached())
+        monkeypatch.setattr(bench_groups, "reaches", lambda device: Reached())
         found, path = locate(group, card, tmp_path, "first", rerun=False)
         with pytest.raises(KeyboardInterrupt):
             bench_groups.run(group, card, found, path)

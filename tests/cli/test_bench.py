@@ -24,7 +24,7 @@ def seconds(monkeypatch):
     timed = lambda call: told["ours"] if isinstance(call, peers.Sampled) else 2.0  # noqa: E731
     monkeypatch.setattr(generation, "stopwatch", lambda device: timed)
     # Whatever else this machine does.
-    monkeypatch.setattr("dllm_kernels.bench.machine.Machine.sample", lambda self: Sample())
+    monkeypatch.setattr("dllm_kernels.utils.machine.Machine.sample", lambda self: Sample())
     return told
 
 

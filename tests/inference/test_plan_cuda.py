@@ -10,7 +10,7 @@ import dllm_kernels.inference.pack as pack_module
 from dllm_kernels import FusedSampler
 from dllm_kernels.inference.fold import Numerics
 from dllm_kernels.inference.plan import Plan
-from dllm_kernels.ops.linear.config import TILES, GemmConfig
+from dllm_kernels.ops.linear.config import SKINNY_TILES, GemmConfig
 from dllm_kernels.ops.linear.skinny import row_statistics
 from dllm_kernels.ops.lm_head.skinny import FEW_ROWS
 from tests.inference.packed import CARD, CONFIGS, TIMES, pack
@@ -48,7 +48,7 @@ def packing(monkeypatch):
 
     def select(*_):
         i = next(count)
-        return GemmConfig(TILES[i % len(TILES)], 1 + i % 3, 2)
+        return GemmConfig(*SKINNY_TILES[i % len(SKINNY_TILES)], 1 + i % 3, 2)
 
     monkeypatch.setattr(pack_module, "select_config", select)
 
