@@ -19,7 +19,7 @@ from dllm_kernels.bench.machine import launches
 from dllm_kernels.bench.peers import Weights, captured
 from dllm_kernels.bench.results import Row
 from dllm_kernels.bench.timing import in_turns, stopwatch
-from dllm_kernels.inference.fold import Activations, FoldedLinear
+from dllm_kernels.inference.fold import FoldedLinear
 from dllm_kernels.inference.plan import Plan
 from dllm_kernels.inference.sampler import FusedSampler
 from dllm_kernels.model.config import LDLMConfig
@@ -27,6 +27,8 @@ from dllm_kernels.model.layers import sdpa
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.ops.attention.op import attention
 from dllm_kernels.ops.denoise_update.op import denoise_update
+from dllm_kernels.ops.linear.params import Activations
+from dllm_kernels.ops.linear.reference import row_statistics
 from dllm_kernels.ops.modulate.op import modulate
 
 OURS, LIBRARY = "ours", "library"
@@ -137,7 +139,7 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
 def _as_left(plan: Plan, layer: FoldedLinear, x: Tensor) -> Activations:
     """x as the layer before leaves it: with its rows' statistics where a streamed layer reads them."""
     reads = plan._streamed(layer) and layer.column_sums is not None
-    return Activations(x, statistics=plan._statistics(x), chunk=x.shape[-1]) if reads else Activations(x)
+    return Activations(x, stats=row_statistics(x), stats_chunk=x.shape[-1]) if reads else Activations(x)
 
 
 def _formula(x: Tensor, layer, norm, gelu: bool, residual: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ layer's shapes together (tune_layer.py), which also says whether a plan of that 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 
 import torch
@@ -23,11 +23,11 @@ from dllm_kernels.bench.tune_layer import (
     refine,
 )
 from dllm_kernels.model.config import LDLMConfig
-from dllm_kernels.ops.extension import has_warpgroups
+from dllm_kernels.ops.extension import has_wgmma
 from dllm_kernels.ops.linear import config as gemm_config
-from dllm_kernels.ops.linear.config import SHARED_BYTES, GemmConfig, block_bytes, candidates, tiles
+from dllm_kernels.ops.linear.config import SHARED_BYTES, GemmConfig, block_bytes, blocks, candidates
 from dllm_kernels.ops.linear.packing import whole_shape
-from dllm_kernels.ops.linear.skinny import empty_workspace, launch, workspace_elements
+from dllm_kernels.ops.linear.skinny import LinearSkinny, empty_workspace, run, workspace_elements
 from dllm_kernels.utils.device import multiprocessors, shared_memory
 
 _OPTIONS, _RINGS = 48, 6
@@ -61,28 +61,30 @@ def tune_shape(
         workspace = empty_workspace(workspace_elements(packed[0], rows), device)
 
         def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, cut=cut) -> None:
-            launch(x, packed[i].data, bias, workspace, [*cut.tile, cut.slices, cut.stages, cut.input_stages], y)
+            run(LinearSkinny(x, packed[i].data, bias, workspace, outputs, cut, output=y))
 
         yield cut, chain_time(rows, outputs, width, count, streamed, device)
 
 
 def busy_cuts(
-    rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False
+    rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES, wgmma: bool = False
 ) -> Iterator[GemmConfig]:
     """The cuts without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; or, by
-    warpgroups, those of at most a sixteenth of padding that give every other SM a block, with rings as deep as two and as
+    wgmma, those of at most a sixteenth of padding that give every other SM a block, with rings as deep as two and as
     three blocks of an SM allow, and one less."""
-    least = 0.45 if warpgroups else 0.7
-    limits = (shared_bytes, shared_bytes * 2 // 3) if warpgroups else (shared_bytes,)
-    found = [config for limit in limits for config in candidates(rows, outputs, width, limit, warpgroups)]
+    least = 0.45 if wgmma else 0.7
+    limits = (shared_bytes, shared_bytes * 2 // 3) if wgmma else (shared_bytes,)
+    found = [config for limit in limits for config in candidates(rows, outputs, width, limit, wgmma)]
     for config in found:
-        blocks = tiles(config, rows, outputs) * config.slices
-        padding = -outputs % config.outputs
-        fits = width % config.depth == 0 and padding <= (outputs // 16 if warpgroups else 0)
-        if fits and least * multiprocessors <= blocks <= 3.1 * multiprocessors:
-            fewer = {max(2, config.stages - 1)} if warpgroups else {max(2, config.stages - 1), max(2, config.stages // 2)}
-            for stages in sorted({config.stages} | fewer):
-                yield replace(config, stages=stages)
+        count = blocks(config, rows, outputs) * config.split_k
+        padding = -outputs % config.tile_n
+        fits = width % config.tile_k == 0 and padding <= (outputs // 16 if wgmma else 0)
+        if fits and least * multiprocessors <= count <= 3.1 * multiprocessors:
+            fewer = (
+                {max(2, config.num_stages - 1)} if wgmma else {max(2, config.num_stages - 1), max(2, config.num_stages // 2)}
+            )
+            for stages in sorted({config.num_stages} | fewer):
+                yield replace(config, num_stages=stages)
 
 
 def chain_time(rows: int, outputs: int, width: int, count: int, one: Launch, device: torch.device) -> float:
@@ -107,12 +109,9 @@ def entry(multiprocessors: int, rows: int, outputs: int, width: int, timed: Timi
     return {
         "multiprocessors": multiprocessors,
         "row_tiles": -(-rows // 64),
-        "outputs": outputs,
-        "width": width,
-        "tile": list(cut.tile),
-        "slices": cut.slices,
-        "stages": cut.stages,
-        "input_stages": cut.input_stages,
+        "n": outputs,
+        "k": width,
+        **asdict(cut),
         "us": round(own, 2),
         "fastest_us": round(least, 2),
         "library_us": round(library, 2),
@@ -123,7 +122,7 @@ def fastest(timed: Timings, count: int) -> list[GemmConfig]:
     """The cuts that took the least time, the fastest first, at most `_RINGS` that differ in their rings only."""
     found: list[GemmConfig] = []
     for cut, _ in sorted(timed, key=lambda pair: pair[1]):
-        if cut is not None and sum(cut.tile == other.tile and cut.slices == other.slices for other in found) < _RINGS:
+        if cut is not None and sum(cut.tile == other.tile and cut.split_k == other.split_k for other in found) < _RINGS:
             found.append(cut)
     return found[:count]
 
@@ -151,12 +150,12 @@ def tune(config: LDLMConfig, rows: int, device: torch.device, table: dict, note:
         table: as the file holds it: "entries" and "layers".
         note: told what is timed next.
     """
-    card, shared_bytes, warpgroups = multiprocessors(device), block_bytes(shared_memory(device)), has_warpgroups(device)
+    card, shared_bytes, wgmma = multiprocessors(device), block_bytes(shared_memory(device)), has_wgmma(device)
     source = {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
     timings: dict[tuple[int, int], Timings] = {}
     found = Tuned([], None, [])
     for outputs, width in shapes(config):
-        cuts = list(dict.fromkeys(busy_cuts(rows, outputs, width, card, shared_bytes, warpgroups)))
+        cuts = list(dict.fromkeys(busy_cuts(rows, outputs, width, card, shared_bytes, wgmma)))
         if not cuts:
             found.uneven.append((outputs, width))
             continue
@@ -172,7 +171,7 @@ def tune(config: LDLMConfig, rows: int, device: torch.device, table: dict, note:
             options = {name: fastest(timings[shape], _OPTIONS) for name, shape in layer.items()}
             # From the fastest alone, and from what the table has: a change of one cut at a time does not find every way.
             starts = [{name: cuts[0] for name, cuts in options.items()}]
-            known = {name: gemm_config.choose(card, rows, *shape, shared_bytes, warpgroups) for name, shape in layer.items()}
+            known = {name: gemm_config.select_config(card, rows, *shape, shared_bytes, wgmma) for name, shape in layer.items()}
             starts += [known] * all(cut in dict(timings[layer[name]]) for name, cut in known.items())
             cuts, us = min((refine(start, options, chain.streamed) for start in starts), key=lambda found: found[1])
             library_us = chain.library()
@@ -182,7 +181,7 @@ def tune(config: LDLMConfig, rows: int, device: torch.device, table: dict, note:
         merge(table["layers"], found.layer, tuple(new))
     for shape, timed in timings.items():
         found.entries.append(entry(card, rows, *shape, timed, chosen.get(shape)) | source)
-        merge(table["entries"], found.entries[-1], ("multiprocessors", "row_tiles", "outputs", "width"))
+        merge(table["entries"], found.entries[-1], ("multiprocessors", "row_tiles", "n", "k"))
     return found
 
 

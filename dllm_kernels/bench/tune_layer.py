@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.ops.attention.op import attention
-from dllm_kernels.ops.linear.config import WARPGROUP_TILES, GemmConfig
-from dllm_kernels.ops.linear.op import LinearParams, linear
+from dllm_kernels.ops.linear.config import MAX_WGMMA_N, GemmConfig
+from dllm_kernels.ops.linear.op import linear
 from dllm_kernels.ops.linear.packing import PackedWeight, whole_shape
-from dllm_kernels.ops.linear.skinny import empty_workspace, linear_skinny, row_statistics, workspace_elements
+from dllm_kernels.ops.linear.params import Activations, LinearParams
+from dllm_kernels.ops.linear.reference import row_statistics
+from dllm_kernels.ops.linear.skinny import empty_workspace, linear_skinny, workspace_elements
 
 COLD_BYTES, MAX_LAUNCHES, _REPLAYS = 2 * 10**9, 48, 5
 _WORTH = 0.998
-_MAX_OUTPUTS = 16 * max(sixteens for _, _, sixteens, *_ in WARPGROUP_TILES)
 Cuts = dict[str, GemmConfig]
 """A cut for each of a layer's GEMMs, by name."""
 
@@ -78,7 +79,7 @@ class LayerChain:
         self._gemms = {
             name: _Gemm(
                 # With room for what pads the last block.
-                [random_bf16(outputs + _MAX_OUTPUTS, width, device) for _ in range(self._count)],
+                [random_bf16(outputs + MAX_WGMMA_N, width, device) for _ in range(self._count)],
                 torch.zeros(outputs, device=device),
                 torch.zeros(outputs, device=device),
             )
@@ -90,27 +91,27 @@ class LayerChain:
         packed = {name: [as_packed(w, len(gemm.bias), cuts[name]) for w in gemm.weights] for name, gemm in self._gemms.items()}
         elements = max(workspace_elements(weights[0], self._rows) for weights in packed.values())
         workspace = empty_workspace(elements, self._device)
-        first = row_statistics(self._x, cuts["down"].outputs)
+        first = row_statistics(self._x, cuts["down"].tile_n)
 
         def one(name: str, i: int, x: Tensor, read: Tensor | None = None, chunk: int = 0, **around):
             gemm = self._gemms[name]
-            normalised = {} if read is None else {"column_sums": gemm.column_sums, "statistics": read, "chunk": chunk}
+            normalised = {} if read is None else {"column_sums": gemm.column_sums, "stats": read, "stats_chunk": chunk}
             y, _, left = linear_skinny(x, packed[name][i], gemm.bias, workspace, **normalised, **around)
             return y, left
 
         def run() -> None:
             x, left = self._x, first
             for i in range(self._count):
-                qkv, _ = one("qkv", i, x, left, cuts["down"].outputs)
-                x, left = one("out", i, self._attended(qkv, "cuda"), residual=x, with_statistics=True)
-                hidden, _ = one("up", i, x, left, cuts["out"].outputs, gelu=True)
-                x, left = one("down", i, hidden, residual=x, with_statistics=True)
+                qkv, _ = one("qkv", i, x, left, cuts["down"].tile_n)
+                x, left = one("out", i, self._attended(qkv, "cuda"), residual=x, with_stats=True)
+                hidden, _ = one("up", i, x, left, cuts["out"].tile_n, gelu=True)
+                x, left = one("down", i, hidden, residual=x, with_stats=True)
 
         return graph_time(run, self._device) / self._count
 
     def library(self) -> float:
         """Microseconds of a layer as a plan runs it with the library's GEMMs."""
-        constants = {
+        params = {
             name: [
                 LinearParams(w[: len(gemm.bias)], gemm.bias.bfloat16(), gemm.column_sums if name in ("qkv", "up") else None)
                 for w in gemm.weights
@@ -120,10 +121,14 @@ class LayerChain:
 
         def run() -> None:
             x = self._x
+
+            def one(x: Tensor, params: LinearParams, **around) -> Tensor:
+                return linear(Activations(x), params, **around).x
+
             for i in range(self._count):
-                c = {name: layers[i] for name, layers in constants.items()}
-                x = linear(self._attended(linear(x, c["qkv"]), "auto"), c["out"], residual=x)
-                x = linear(linear(x, c["up"], gelu=True), c["down"], residual=x)
+                c = {name: layers[i] for name, layers in params.items()}
+                x = one(self._attended(one(x, c["qkv"]), "auto"), c["out"], residual=x)
+                x = one(one(x, c["up"], gelu=True), c["down"], residual=x)
 
         return graph_time(run, self._device) / self._count
 
@@ -162,4 +167,4 @@ def as_packed(weight: Tensor, outputs: int, cut: GemmConfig) -> PackedWeight:
     """A weight of at least the rows that the cut pads `outputs` to. The order of the values does not matter to the time, so
     they are left where they are."""
     rows, width = whole_shape(cut, outputs, weight.shape[1])
-    return PackedWeight(weight[:rows].view(rows // cut.outputs, width // 8, cut.outputs, 8), outputs, width, cut)
+    return PackedWeight(weight[:rows].view(rows // cut.tile_n, width // 8, cut.tile_n, 8), outputs, width, cut)

@@ -42,5 +42,5 @@ def tune(
         typer.echo(f"a layer of width {config.dim}: {us:.2f} us, with the library's GEMMs {library_us:.2f} us")
     for new in found.entries:
         alone = f"{new['us']} us, the fastest cut {new['fastest_us']} us, the library {new['library_us']} us"
-        typer.echo(f"{new['outputs']} x {new['width']}: {alone}, {new['tile']}")
+        typer.echo(f"{new['n']} x {new['k']}: {alone}, {new['tile_m']} x {new['tile_n']}")
     path.write_text(json.dumps(table, indent=1) + "\n")

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm_kernels.ops.linear.config import GemmConfig
-from dllm_kernels.ops.linear.op import LinearParams
 from dllm_kernels.ops.linear.packing import PackedWeight, pack, whole_shape
+from dllm_kernels.ops.linear.params import LinearParams
 
 _ELEMENTS = 2**20
 
@@ -91,22 +91,6 @@ class Layer:
         if self.qkv is not None:
             return self.qkv
         return self.up if self.query is None else self.query
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What passes from layer to layer: x [B, T, K], and what a streamed layer leaves for the next (ops/linear_skinny.py).
-
-    Attributes:
-        x: the activations.
-        scaled: x (1 + scale) for the adaLN scale of the next layer, or None.
-        statistics: row statistics of x in chunks of `chunk` columns, or None.
-    """
-
-    x: Tensor
-    scaled: Tensor | None = None
-    statistics: Tensor | None = None
-    chunk: int = 0
 
 
 @dataclass(frozen=True)

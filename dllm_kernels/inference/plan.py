@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm_kernels.inference.fold import (
-    Activations,
     Context,
     FoldedLinear,
     Layer,
@@ -30,11 +29,11 @@ from dllm_kernels.model.perceiver import Perceiver
 from dllm_kernels.model.token_decoder import TokenDecoder
 from dllm_kernels.ops.attention.op import attention
 from dllm_kernels.ops.denoise_update.op import denoise_update
-from dllm_kernels.ops.linear.op import LinearParams, linear
+from dllm_kernels.ops.linear.op import linear
 from dllm_kernels.ops.linear.packing import PackedWeight
-from dllm_kernels.ops.linear.skinny import empty_workspace, linear_skinny, row_statistics, select_config, workspace_elements
+from dllm_kernels.ops.linear.params import Activations, LinearParams
+from dllm_kernels.ops.linear.skinny import empty_workspace, select_config, workspace_elements
 from dllm_kernels.ops.lm_head.op import lm_head
-from dllm_kernels.ops.lm_head.skinny import lm_head_skinny
 from dllm_kernels.ops.lm_head.skinny import select_config as select_lm_head_config
 from dllm_kernels.ops.modulate.op import modulate
 
@@ -108,7 +107,7 @@ class Plan:
         nothing = x.new_zeros((rows, *latents.shape[1:]))
         scale, backend = self._one if self._copies > 1 else None, self._options["backend"]
         denoise_update(latents, nothing, None, x, *self._no_update, shift, scale, statistics=left, backend=backend)
-        return Activations(x, statistics=left, chunk=width) if reads else Activations(x)
+        return Activations(x, stats=left, stats_chunk=width) if reads else Activations(x)
 
     def next_shift(self, step: int) -> Tensor | None:
         """What is added to the latents after `step` to make the next input, where that is all there is to it: [d] or None.
@@ -174,8 +173,6 @@ class Plan:
     ) -> tuple[Tensor, Tensor | None]:
         """What decode() gave -> tokens [B, T] and their log-probabilities (ops/lm_head.py)."""
         weight, bias = self.lm_head_weight, self.lm_head_bias
-        if isinstance(weight, PackedWeight):
-            return lm_head_skinny(hidden, weight, bias, temperature, seed, first_sample, logprobs)
         return lm_head(hidden, weight, bias, temperature, seed, first_sample, logprobs, **self._options)
 
     def _run_layers(
@@ -217,36 +214,8 @@ class Plan:
         then: LinearParams | None = None,
     ) -> Activations:
         """Applies a layer; `then` is the normalised layer that reads the result next, or None."""
-        c = constants
-        if not isinstance(c.weight, PackedWeight):
-            return Activations(linear(rows.x, c, gelu=gelu, residual=residual, **self._elsewhere))
-        x, statistics, chunk = rows.x, None, 0
-        if c.column_sums is not None:
-            known = rows.statistics is not None
-            statistics, chunk = (rows.statistics, rows.chunk) if known else (self._statistics(x), x.shape[-1])
-        if c.scale is not None:
-            x = (x * (1 + c.scale)).to(x.dtype) if rows.scaled is None else rows.scaled
-        streamed_next = then is not None and isinstance(then.weight, PackedWeight)
-        y, scaled, left = linear_skinny(
-            x.contiguous(),
-            c.weight,
-            c.bias,
-            self._workspace,
-            column_sums=c.column_sums,
-            statistics=statistics,
-            chunk=chunk,
-            gate=c.gate,
-            gelu=gelu,
-            residual=residual,
-            next_scale=then.scale if streamed_next else None,
-            with_statistics=streamed_next and then.column_sums is not None,
-        )
-        return Activations(y, scaled, left, c.weight.config.outputs)
-
-    def _statistics(self, x: Tensor) -> Tensor:
-        """Row statistics of x; a sample at a time where a library's sums must not depend on the batch."""
-        samples = x.split(1) if self._options["batch_invariant"] else [x]
-        return torch.cat([row_statistics(sample) for sample in samples])
+        around = {"gelu": gelu, "residual": residual, "next_layer": then, "workspace": self._workspace}
+        return linear(rows, constants, **around, **self._elsewhere)
 
     @staticmethod
     def _streamed(layer: FoldedLinear) -> bool:

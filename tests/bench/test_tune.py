@@ -12,12 +12,12 @@ from dllm_kernels.inference.fold import Numerics
 from dllm_kernels.inference.plan import Plan
 from dllm_kernels.inference.weights import LiveModel
 from dllm_kernels.model.config import open_dllm_config
-from dllm_kernels.ops.extension import has_warpgroups
+from dllm_kernels.ops.extension import has_wgmma
 from dllm_kernels.ops.linear import config as gemm_config
 from dllm_kernels.ops.linear.config import GemmConfig
 
 CPU = torch.device("cpu")
-HOPPER = torch.cuda.is_available() and has_warpgroups(torch.device("cuda"))
+HOPPER = torch.cuda.is_available() and has_wgmma(torch.device("cuda"))
 
 
 def test_the_shapes_of_a_preset():
@@ -41,17 +41,17 @@ def test_the_shapes_are_those_that_a_plan_asks_for(monkeypatch):
 
 def test_cuts_that_keep_a_card_busy():
     cuts = list(module.busy_cuts(64, 8192, 2048, 132))
-    assert len(cuts) > 20 and all(92 <= 8192 // cut.outputs * cut.slices <= 410 for cut in cuts)
+    assert len(cuts) > 20 and all(92 <= 8192 // cut.tile_n * cut.split_k <= 410 for cut in cuts)
     assert list(module.busy_cuts(64, 192, 64, 132)) == []
-    cuts = list(module.busy_cuts(64, 8192, 2048, 132, warpgroups=True))
-    assert len(cuts) > 20 and all(cut.warpgroup and 59 <= 8192 // cut.outputs * cut.slices <= 410 for cut in cuts)
-    assert {cut.outputs for cut in cuts if 8192 % cut.outputs} == {80, 96, 144, 160}
+    cuts = list(module.busy_cuts(64, 8192, 2048, 132, wgmma=True))
+    assert len(cuts) > 20 and all(cut.wgmma and 59 <= 8192 // cut.tile_n * cut.split_k <= 410 for cut in cuts)
+    assert {cut.tile_n for cut in cuts if 8192 % cut.tile_n} == {80, 96, 144, 160}
     # No more than a sixteenth of padding.
-    assert {cut.outputs for cut in module.busy_cuts(64, 1024, 16384, 132, warpgroups=True)} == {64, 128}
+    assert {cut.tile_n for cut in module.busy_cuts(64, 1024, 16384, 132, wgmma=True)} == {64, 128}
 
 
 def test_an_entry_holds_the_fastest_cut_and_both_times():
-    slow, fast = GemmConfig((8, 1, 2, 8, 1), 2, 4), GemmConfig((4, 2, 2, 4, 2), 4, 3)
+    slow, fast = GemmConfig(64, 256, 32, 1, 8, 2, 4), GemmConfig(64, 128, 64, 2, 4, 4, 3)
     made = module.entry(132, 65, 512, 256, [(None, 9.876), (slow, 8.0), (fast, 7.004)])
     assert made == {
         "multiprocessors": 132,
@@ -69,28 +69,28 @@ def test_an_entry_holds_the_fastest_cut_and_both_times():
 
 
 def test_an_entry_holds_the_cut_that_was_chosen_for_the_layer():
-    slow, fast = GemmConfig((8, 1, 2, 8, 1), 2, 4), GemmConfig((4, 2, 2, 4, 2), 4, 3)
+    slow, fast = GemmConfig(64, 256, 32, 1, 8, 2, 4), GemmConfig(64, 128, 64, 2, 4, 4, 3)
     made = module.entry(132, 64, 512, 256, [(None, 9.0), (slow, 8.0), (fast, 7.0)], slow)
     assert (made["tile"], made["slices"], made["stages"]) == ([8, 1, 2, 8, 1], 2, 4)
     assert (made["us"], made["fastest_us"]) == (8.0, 7.0)
 
 
 def test_the_fastest_cuts():
-    cuts = [GemmConfig((8, 1, 2, 8, 1), slices, 4) for slices in (1, 2, 3)]
+    cuts = [GemmConfig(64, 256, 32, 1, 8, slices, 4) for slices in (1, 2, 3)]
     timed = [(None, 1.0), (cuts[0], 8.0), (cuts[1], 6.0), (cuts[2], 7.0)]
     assert module.fastest(timed, 2) == [cuts[1], cuts[2]] and module.fastest(timed, 9) == [cuts[1], cuts[2], cuts[0]]
 
 
 def test_the_fastest_cuts_are_not_all_the_same_but_for_their_rings():
-    rings = [GemmConfig((8, 1, 2, 8, 1), 2, stages) for stages in range(2, 12)]
-    other = GemmConfig((8, 1, 2, 8, 1), 4, 3)
-    timed = [(cut, float(cut.stages)) for cut in rings] + [(other, 99.0)]
+    rings = [GemmConfig(64, 256, 32, 1, 8, 2, stages) for stages in range(2, 12)]
+    other = GemmConfig(64, 256, 32, 1, 8, 4, 3)
+    timed = [(cut, float(cut.num_stages)) for cut in rings] + [(other, 99.0)]
     assert module.fastest(timed, 9) == [*rings[:6], other]
 
 
 def test_cuts_are_chosen_for_each_other():
     """Two cuts that are worse alone are better together with the right neighbour; none that gains nothing is taken."""
-    cuts = {slices: GemmConfig((8, 1, 2, 8, 1), slices, 4) for slices in (1, 2, 3)}
+    cuts = {slices: GemmConfig(64, 256, 32, 1, 8, slices, 4) for slices in (1, 2, 3)}
     asked = []
 
     def time(chosen):
@@ -107,7 +107,7 @@ def test_cuts_are_chosen_for_each_other():
 
 
 def test_a_cut_that_was_fast_once_is_not_taken():
-    cuts = [GemmConfig((8, 1, 2, 8, 1), slices, 4) for slices in (1, 2)]
+    cuts = [GemmConfig(64, 256, 32, 1, 8, slices, 4) for slices in (1, 2)]
     times = iter([5.0, 4.0, 6.0])
     assert refine({"qkv": cuts[0]}, {"qkv": cuts}, lambda _: next(times)) == ({"qkv": cuts[0]}, 5.0)
 

@@ -13,7 +13,7 @@ from dllm_kernels.inference.plan import Plan
 from dllm_kernels.inference.weights import LiveModel
 from dllm_kernels.model.config import open_dllm_config
 from dllm_kernels.ops.linear import skinny as linear_skinny_file
-from dllm_kernels.ops.linear.config import TILES, GemmConfig
+from dllm_kernels.ops.linear.config import SKINNY_TILES, GemmConfig
 from dllm_kernels.ops.linear.packing import PackedWeight
 from dllm_kernels.ops.lm_head import skinny as lm_head_skinny_file
 from tests.models import randomized
@@ -82,7 +82,7 @@ def streaming(monkeypatch):
 
     def cut(*_):
         i = next(count)
-        return GemmConfig(TILES[i % len(TILES)], 1 + i % 3, 2)
+        return GemmConfig(*SKINNY_TILES[i % len(SKINNY_TILES)], 1 + i % 3, 2)
 
     monkeypatch.setattr(plan_module, "select_config", cut)
 
