@@ -5,10 +5,10 @@ Results go to stdout; progress, notes and errors to stderr. Input that does not 
 
 import typer
 
-from dllm_kernels.cli.bench import bench, report
+from dllm_kernels.cli.bench import bench
 from dllm_kernels.cli.convert import convert
 from dllm_kernels.cli.errors import OneLineErrors
-from dllm_kernels.cli.evaluate import evaluate, report_quality
+from dllm_kernels.cli.evaluate import evaluate
 from dllm_kernels.cli.generate import generate
 from dllm_kernels.cli.info import info
 from dllm_kernels.cli.roofline import roofline
@@ -30,11 +30,9 @@ app.command("generate")(generate)
 app.command("roofline")(roofline)
 app.command("info")(info)
 app.command("bench")(bench)
-app.command("report")(report)
 app.command("tune")(tune)
 app.command("serve")(serve)
 app.command("evaluate")(evaluate)
-app.command("report-quality")(report_quality)
 app.command("train")(train)
 app.command("convert")(convert)
 

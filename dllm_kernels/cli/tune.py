@@ -22,7 +22,7 @@ def tune(
     rows: Annotated[int, typer.Option(min=1, help="rows of a call: batch times length")] = 64,
     output: Annotated[Path | None, typer.Option(help="the table to write; the package's own, where not given")] = None,
 ) -> None:
-    """Time the streamed linear's cuts on this card, for the shapes of a preset, and write the table that plans read."""
+    """Time the skinny linear's configs on this card, for the shapes of a preset, and write the table that plans read."""
     with user_input():
         config = LDLMConfig.preset(preset)
         if not torch.cuda.is_available():
@@ -35,12 +35,12 @@ def tune(
     table = json.loads(path.read_text()) if path.exists() else {"entries": [], "layers": []}
     with notes.status("tuning") as status:
         found = tuning.tune(config, rows, device, table, status.update)
-    for outputs, width in found.uneven:
-        typer.echo(f"{outputs} x {width}: too small or uneven for a cut that fills the card; left to the rule", err=True)
+    for n, k in found.uneven:
+        typer.echo(f"{n} x {k}: too small or uneven for a config that fills the card; left to the rule", err=True)
     if found.layer is not None:
         us, library_us = found.layer["us"], found.layer["library_us"]
         typer.echo(f"a layer of width {config.dim}: {us:.2f} us, with the library's GEMMs {library_us:.2f} us")
     for new in found.entries:
-        alone = f"{new['us']} us, the fastest cut {new['fastest_us']} us, the library {new['library_us']} us"
-        typer.echo(f"{new['n']} x {new['k']}: {alone}, {new['tile_m']} x {new['tile_n']}")
+        alone = f"{new['us']} us, the fastest config {new['fastest_us']} us, the library {new['library_us']} us"
+        typer.echo(f"{new['n']} x {new['k']}: {alone}, tiles of {new['tile_m']} x {new['tile_n']}")
     path.write_text(json.dumps(table, indent=1) + "\n")

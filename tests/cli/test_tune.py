@@ -44,7 +44,7 @@ def test_the_table_and_what_is_said_of_it(card, tmp_path):
     path = tmp_path / "table.json"
     lines = run("tune", "--output", path).stdout.splitlines()
     assert lines[0] == "a layer of width 2048: 40.00 us, with the library's GEMMs 55.50 us"
-    assert lines[1].startswith("6144 x 2048: 5.0 us, the fastest cut 5.0 us, the library 20.0 us, ")
+    assert lines[1].startswith("6144 x 2048: 5.0 us, the fastest config 5.0 us, the library 20.0 us, tiles of ")
     table = json.loads(path.read_text())
     source = {"card": "a card", "date": date.today().isoformat(), "torch": torch.__version__}
     (layer,) = table["layers"]
