@@ -60,7 +60,7 @@ def test_shapes_that_no_cut_suits_are_left_to_the_rule(card, tmp_path):
     done = run("tune", "--preset", "tiny", "--output", tmp_path / "table.json")
     assert done.stdout == "" and json.loads((tmp_path / "table.json").read_text()) == {"entries": [], "layers": []}
     shapes = tuning.shapes(LDLMConfig.preset("tiny"))
-    why = "too small or uneven for a cut that fills the card; left to the rule"
+    why = "too small or uneven for a config that fills the card; left to the rule"
     assert done.stderr.splitlines() == [f"{outputs} x {width}: {why}" for outputs, width in shapes]
 
 
