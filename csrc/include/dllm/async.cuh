@@ -1,12 +1,15 @@
 // Asynchronous copies into shared memory, and the mbarriers on which they complete (PTX ISA, "Asynchronous copy",
-// "mbarrier"). tests/emulator has the same functions for a CPU.
+// "mbarrier"), by cuda::ptx where it has the instruction. tests/emulator has the same functions for a CPU.
 #pragma once
 
 #include <cuda.h>
 
 #include <cstdint>
+#include <cuda/ptx>
 
 namespace dllm {
+
+namespace ptx = cuda::ptx;
 
 // An mbarrier in shared memory. A phase completes when `arrivals` arrivals and all expected bytes are in; then the
 // next phase begins. Phases alternate in parity, the first has parity 0.
@@ -20,34 +23,24 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 
 // By one thread. Before any other thread or copy uses the barrier: fence_mbarrier_init(), then __syncthreads().
 __device__ __forceinline__ void mbarrier_init(Barrier* barrier, uint32_t arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+    ptx::mbarrier_init(&barrier->state, arrivals);
 }
 
 __device__ __forceinline__ void fence_mbarrier_init() {
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    ptx::fence_mbarrier_init(ptx::sem_release, ptx::scope_cluster);
 }
 
-__device__ __forceinline__ void mbarrier_arrive(Barrier* barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
+__device__ __forceinline__ void mbarrier_arrive(Barrier* barrier) { ptx::mbarrier_arrive(&barrier->state); }
 
 // One arrival, which also makes the phase wait for `bytes` of bulk copies.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(Barrier* barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-                 : "memory");
+    ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, &barrier->state, bytes);
 }
 
 // Returns when the phase of this parity has completed.
 __device__ __forceinline__ void mbarrier_wait(Barrier* barrier, uint32_t parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
+    while (!ptx::mbarrier_try_wait_parity(&barrier->state, parity)) {
+    }
 }
 
 // What is read once: it does not push what is read again out of L2. A policy for bulk_load.
@@ -81,11 +74,8 @@ __device__ __forceinline__ void prefetch_tensor_map(const TensorMap* map) {
 // is a multiple of eight rows; the whole box counts as its bytes on `barrier`.
 __device__ __forceinline__ void tma_load_2d(void* shared, const TensorMap* map, int32_t row, int32_t column,
                                             Barrier* barrier) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cta.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
-            "r"(shared_address(shared)),
-        "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
-        : "memory");
+    const int32_t place[2] = {column, row};
+    ptx::cp_async_bulk_tensor(ptx::space_shared, ptx::space_global, shared, map, place, &barrier->state);
 }
 
 // 16 bytes by one thread, through L2; zeros, without reading, where `real` is false.
@@ -97,7 +87,7 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bo
 
 // One arrival, counted in the barrier's `arrivals`, when this thread's copies so far have landed.
 __device__ __forceinline__ void cp_async_arrive(Barrier* barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+    ptx::cp_async_mbarrier_arrive_noinc(&barrier->state);
 }
 
 // This thread's copies since the last commit are one group; cp_async_wait<N> returns when all but the last N landed.
