@@ -6,4 +6,4 @@ from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.ldlm import LDLM
 
 __all__ = ["LDLM", "FusedSampler", "LDLMConfig", "LDLMPipeline", "PipelineOutput", "SamplerOutput"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
