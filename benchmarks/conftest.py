@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dllm_kernels.bench.groups import groups
-from dllm_kernels.bench.machine import Machine
 from dllm_kernels.utils.device import resolve_device
+from dllm_kernels.utils.machine import Machine
 
 HERE = Path(__file__).parent
 

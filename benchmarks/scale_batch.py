@@ -28,7 +28,7 @@ from dllm_kernels.batch import run as batch
 from dllm_kernels.batch.ray import connect
 from dllm_kernels.batch.ray import run as run_on_ray
 from dllm_kernels.batch.shards import Shards
-from dllm_kernels.bench.machine import Machine
+from dllm_kernels.utils.machine import Machine
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,7 +24,7 @@ import httpx2
 import torch
 
 from benchmarks.processes import mark, marked
-from dllm_kernels.bench.machine import Machine
+from dllm_kernels.utils.machine import Machine
 
 RESULTS = Path(__file__).parent / "results"
 QUEUE, DEADLINE_S, BATCHES, REPLICAS, WAIT_MS, STEPS = 32, 20, "1,4,16", 1, 5, 10

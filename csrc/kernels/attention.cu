@@ -1,4 +1,4 @@
-// Attention forward in bfloat16 for few queries (definition: dllm_kernels/ops/attention.py).
+// Attention forward in bfloat16 for few queries (definition: dllm_kernels/ops/attention/op.py).
 //
 // A block owns 16 or 32 queries of a head and some columns of their output, and takes 64 keys and values at a time. A
 // key or value is an operand of one warp only, so it goes from L2 straight into registers, and all loads of a tile are
@@ -11,9 +11,11 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 
 #include "dllm/async.cuh"
 #include "dllm/bf16.cuh"
+#include "dllm/describe.h"
 #include "dllm/grid.cuh"
 #include "dllm/kernels.h"
 #include "dllm/launch.cuh"
@@ -29,6 +31,7 @@ constexpr int kChunk = 32;                         // head dimensions that four 
 constexpr int kScorePitch = kKeys + 8;             // of a row in shared memory, free of bank conflicts
 constexpr uint32_t kOneWave = 128;      // blocks that run at once; an H200 has 132 processors, an RTX 5090 has 170
 constexpr uint32_t kOnes = 0x3F803F80;  // 1, 1
+constexpr uint32_t kMinHeadDim = 32, kMaxHeadDim = 640, kHeadDimMultiple = 8;
 constexpr uint32_t kAllLanes = 0xFFFFFFFF;
 
 template <int kWords>
@@ -84,11 +87,12 @@ __global__ void __launch_bounds__(Shape<kGroups, kChunks, kOwned, kTiles>::kThre
     // For the output: the warp's columns, of which the thread owns kOwned of the values and 2 kOwned of the output.
     const uint32_t columns = blockIdx.x % Shape::kSplits * Shape::kColumns + warp * 8 * kOwned;
 
-    const bf16* const q = static_cast<const bf16*>(call.q) + sample * call.q_strides[0] + head * call.q_strides[2];
+    const bf16* const q =
+        static_cast<const bf16*>(call.q) + sample * call.q_strides.sample + head * call.q_strides.head;
     const bf16* const k =
-        static_cast<const bf16*>(call.k) + sample * call.k_strides[0] + head * call.k_strides[2] + dimension;
-    const bf16* const v = static_cast<const bf16*>(call.v) + sample * call.v_strides[0] + head * call.v_strides[2] +
-                          min(columns + g * kOwned, call.head_dim - kOwned);
+        static_cast<const bf16*>(call.k) + sample * call.k_strides.sample + head * call.k_strides.head + dimension;
+    const bf16* const v = static_cast<const bf16*>(call.v) + sample * call.v_strides.sample +
+                          head * call.v_strides.head + min(columns + g * kOwned, call.head_dim - kOwned);
     const bool* const key_mask = call.key_mask ? call.key_mask + static_cast<size_t>(sample) * call.keys : nullptr;
 
     Words<4> k_words[kChunks][4] = {};  // what lies past the head dimension stays 0
@@ -301,12 +305,12 @@ __global__ void __launch_bounds__(Shape<kGroups, kChunks, kOwned, kTiles>::kThre
 }
 
 // Whether 16 bytes at a time can be read from q, k or v.
-bool readable(const void* pointer, const int64_t (&strides)[3]) {
-    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && strides[0] % 8 == 0 && strides[1] % 8 == 0 &&
-           strides[2] % 8 == 0 && strides[1] < int64_t{1} << 31;
+bool readable(const void* pointer, const Strides& strides) {
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && strides.sample % 8 == 0 && strides.row % 8 == 0 &&
+           strides.head % 8 == 0 && strides.row < int64_t{1} << 31;
 }
 
-uint32_t row_bytes(const int64_t (&strides)[3]) { return static_cast<uint32_t>(strides[1] * sizeof(bf16)); }
+uint32_t row_bytes(const Strides& strides) { return static_cast<uint32_t>(strides.row * sizeof(bf16)); }
 
 template <int kGroups, int kChunks, int kOwned, int kTiles>
 void launch_shape(const Attention& call, cudaStream_t stream) {
@@ -320,8 +324,10 @@ void launch_shape(const Attention& call, cudaStream_t stream) {
 }  // namespace
 
 void attention(const Attention& call, cudaStream_t stream) {
-    if (call.head_dim < 32 || call.head_dim > 640 || call.head_dim % 8 != 0) {
-        throw std::invalid_argument("the CUDA attention has head dimensions of 32 to 640 that are multiples of 8");
+    if (call.head_dim < kMinHeadDim || call.head_dim > kMaxHeadDim || call.head_dim % kHeadDimMultiple != 0) {
+        throw std::invalid_argument(
+            "the CUDA attention has head dimensions of 32 to 640 that are multiples of 8, not " +
+            std::to_string(call.head_dim));
     }
     if (!readable(call.q, call.q_strides) || !readable(call.k, call.k_strides) || !readable(call.v, call.v_strides)) {
         throw std::invalid_argument("the CUDA attention takes rows of q, k and v that begin at multiples of 16 bytes");
@@ -338,6 +344,12 @@ void attention(const Attention& call, cudaStream_t stream) {
     } else {
         launch_shape<5, 4, 4, 1>(call, stream);
     }
+}
+
+void describe_attention(Description& description) {
+    description.limits.push_back({"attention", "min_head_dim", kMinHeadDim});
+    description.limits.push_back({"attention", "max_head_dim", kMaxHeadDim});
+    description.limits.push_back({"attention", "head_dim_multiple", kHeadDimMultiple});
 }
 
 }  // namespace dllm

@@ -1,6 +1,6 @@
 // The tail of a denoising step: the output norm of the prediction, guidance, the solver's update
 // z <- a z + b z0 + c z0_previous + s eps, the next input and the statistics of its rows (definition:
-// dllm_kernels/ops/denoise_update.py).
+// dllm_kernels/ops/denoise_update/op.py).
 //
 // A block takes a row and holds it in registers. A thread holds quads of four neighbouring values, kMaxThreads
 // quads apart: a quad is one Philox call, and 16 bytes of float32.
@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "dllm/bf16.cuh"
+#include "dllm/describe.h"
 #include "dllm/grid.cuh"
 #include "dllm/kernels.h"
 #include "dllm/launch.cuh"
@@ -29,7 +30,8 @@ constexpr uint32_t kMaxThreads = 512;
 constexpr uint32_t kMaxQuads = 4;
 // Blocks of an SM: three hide each other's waiting, where 40 registers a thread suffice for them.
 template <typename Prediction, int kQuads>
-constexpr int kBlocks = kClusters && kQuads == 1 && std::is_same_v<Prediction, bf16> ? 3 : 1;
+constexpr int kBlocks = kHasClusters && kQuads == 1 && std::is_same_v<Prediction, bf16> ? 3 : 1;
+constexpr uint32_t kMaxWidth = kQuad * kMaxQuads * kMaxThreads;
 constexpr float kEpsilon = 1e-5f;
 
 using Quad = Pack<float, kQuad>;
@@ -266,7 +268,6 @@ bool aligned(const void* pointer, Dtype dtype) {
 }
 
 void validate(const DenoiseUpdate& call) {
-    constexpr uint32_t kMaxWidth = kQuad * kMaxQuads * kMaxThreads;
     require(
         call.width > 0 && call.width % kQuad == 0 && call.width <= kMaxWidth,
         "a width that is a multiple of 4 up to " + std::to_string(kMaxWidth) + ", not " + std::to_string(call.width));
@@ -291,6 +292,11 @@ void denoise_update(const DenoiseUpdate& call, cudaStream_t stream) {
     } else {
         (narrow_next ? launch_for<float, bf16> : launch_for<float, float>)(call, stream);
     }
+}
+
+void describe_denoise_update(Description& description) {
+    description.limits.push_back({"denoise_update", "max_width", kMaxWidth});
+    description.limits.push_back({"denoise_update", "width_multiple", kQuad});
 }
 
 }  // namespace dllm

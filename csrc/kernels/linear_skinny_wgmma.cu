@@ -1,28 +1,104 @@
-// The folded linear layer for few rows where four warps multiply at once and blocks read each other's shared memory
-// (definition: dllm_kernels/ops/stream_linear.py). linear_skinny.cu serves the other cards and shapes that fill no
-// blocks.
+// The linear layer for few rows where four warps multiply at once and blocks read each other's shared memory
+// (definition: dllm_kernels/ops/linear/op.py), on Hopper; linear_skinny.cu is for all other cards and shapes.
 //
-// 64 or 128 rows of the input are the product's rows, the block's outputs its columns. Warps have roles: four multiply
-// 64 rows, one fills the ring of weights, one that of the input, two fetch what the end needs. K is split among the
-// blocks of a cluster; each leaves its sums in its shared memory, and who owns a row adds them up in the order of the
-// slices: equal calls give equal bits, and a row's result does not depend on the rows beside it.
+// The input's rows are the product's rows, the tile's outputs its columns. Warps have roles: four multiply 64 rows, one
+// fills the ring of weights, one that of the input, two fetch what the epilogue needs. K is divided among the blocks of
+// a cluster; each leaves its sums in its shared memory, and who owns a row adds them up in the order of the slices:
+// equal calls give equal bits, and a row's result does not depend on the rows beside it.
 
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 
+#include "dllm/describe.h"
 #include "dllm/epilogue.cuh"
+#include "dllm/gemm_tiles.h"
+#include "dllm/grid.cuh"
 #include "dllm/kernels.h"
 #include "dllm/launch.cuh"
+#include "dllm/mma.cuh"
 
 namespace dllm {
 namespace {
 
+constexpr uint32_t kMaxStages = 16, kMaxInputStages = 8;
+// Warps that do the epilogue, and threads that fetch what it needs.
+constexpr uint32_t kEpilogueWarps = 8, kFetchThreads = 64;
 // The next kernel may begin when all but so many stages of weights are asked for: it takes that long to begin.
 constexpr uint32_t kEarly = 2;
 
+struct Rings {
+    Barrier weights_full[kMaxStages], weights_empty[kMaxStages];
+    Barrier input_full[kMaxInputStages], input_empty[kMaxInputStages];
+    Barrier multiplied;
+
+    __device__ __forceinline__ void make(uint32_t weights, uint32_t input, uint32_t multiplying_warps) {
+        for (uint32_t slot = 0; slot < weights; ++slot) {
+            mbarrier_init(weights_full + slot, 1);
+            mbarrier_init(weights_empty + slot, multiplying_warps);
+        }
+        for (uint32_t slot = 0; slot < input; ++slot) {
+            mbarrier_init(input_full + slot, 1);
+            mbarrier_init(input_empty + slot, multiplying_warps);
+        }
+        mbarrier_init(&multiplied, multiplying_warps);
+        fence_mbarrier_init();
+    }
+};
+
+// kM rows by kN outputs a block, K in kSplitK slices. Four warps for each 64 rows multiply; the last two, from
+// kFetchWarp on, fetch what the epilogue needs. Shared memory: mbarriers, the block's part of the epilogue's vectors,
+// (mean, 1 / std) of the own rows, statistics on their way, the own rows of the residual, both rings; later in the
+// rings' place the sums.
+template <int kM_, int kN_, int kSplitK_>
+struct WgmmaTile {
+    static constexpr int kM = kM_, kN = kN_, kK = 64, kSplitK = kSplitK_, kGroups = kM / 64;
+    static constexpr int kWarpsM = 4 * kGroups, kWarpsN = 1;
+    static constexpr int kMmasN = kN / 8, kPieces = kN / 16;  // of a warp's 16 rows: columns by eights and sixteens
+    static constexpr uint32_t kWeightBytes = kN * kK * 2, kInputBytes = kM * kK * 2;
+    static constexpr uint32_t kMultiplyingWarps = 4 * kGroups, kWeightsWarp = kMultiplyingWarps;
+    static constexpr uint32_t kInputWarp = kWeightsWarp + 1, kFetchWarp = kInputWarp + 1;
+    static constexpr uint32_t kThreads = kFetchWarp * 32 + kFetchThreads;
+    // Each slice owns as many rows, by eights, each of which kSplitK warps share.
+    static constexpr uint32_t kOwnRows = kM / kSplitK, kOwnEights = kOwnRows / 8;
+    static constexpr int kOwn = (kPieces - 1) / kSplitK + 1;  // pieces of a warp in eight rows, at most
+    static_assert(kPieces >= kSplitK);
+    static constexpr uint32_t kPitch = kN + 8;  // of the residual: rows in different banks
+    using Epilogue = SkinnyEpilogue<kN, kPitch>;
+
+    static constexpr uint32_t kVectors = (sizeof(Rings) + 15) / 16 * 16;
+    static constexpr uint32_t kStatistics = kVectors + Epilogue::kVectorBytes;
+    static constexpr uint32_t kParts = kStatistics + kOwnRows * 8;
+    static constexpr uint32_t kResidual = kParts + kM * 8;
+    static constexpr uint32_t kRing = (kResidual + kOwnRows * kPitch * 2 + 1023) / 1024 * 1024;
+    static constexpr uint32_t kProductBytes = kM * kN * 4;
+    // Two stages of both, the least there are, hold the sums.
+    static_assert(2 * (kWeightBytes + kInputBytes) >= kProductBytes);
+
+    static uint32_t bytes(uint32_t num_stages, uint32_t input_stages) {
+        return kRing + num_stages * kWeightBytes + input_stages * kInputBytes;
+    }
+};
+
+// Where a block stands, its own rows, and its slice of K in stages.
+template <typename Tile>
+struct BlockCoord {
+    uint32_t slice, column_block, column_blocks, first_row, own_rows, all_stages, begin, stages;
+
+    __device__ __forceinline__ explicit BlockCoord(const LinearSkinny& call)
+        : slice(blockIdx.x),
+          column_block(blockIdx.y),
+          column_blocks(gridDim.y),
+          first_row(blockIdx.z * Tile::kM + slice * Tile::kOwnRows),
+          own_rows(call.m > first_row ? min(Tile::kOwnRows, call.m - first_row) : 0),
+          all_stages(call.k / Tile::kK),
+          begin(all_stages * slice / Tile::kSplitK),
+          stages(all_stages * (slice + 1) / Tile::kSplitK - begin) {}
+};
+
 // The ring of weights. Weights depend on no other kernel, so the first stages are under way before anything is waited
 // for.
-template <typename Cut>
+template <typename Tile>
 struct Weights {
     const char* source;
     Rings* rings;
@@ -30,9 +106,9 @@ struct Weights {
     uint32_t stages, depth;
 
     __device__ __forceinline__ void load(uint32_t stage, uint32_t slot) const {
-        mbarrier_arrive_expect_tx(rings->weights_full + slot, Cut::kWeightBytes);
-        bulk_load(ring + slot * Cut::kWeightBytes, source + static_cast<size_t>(stage) * Cut::kWeightBytes,
-                  Cut::kWeightBytes, rings->weights_full + slot, streaming_policy());
+        mbarrier_arrive_expect_tx(rings->weights_full + slot, Tile::kWeightBytes);
+        bulk_load(ring + slot * Tile::kWeightBytes, source + static_cast<size_t>(stage) * Tile::kWeightBytes,
+                  Tile::kWeightBytes, rings->weights_full + slot, streaming_policy());
     }
 
     __device__ __forceinline__ void begin() const {
@@ -55,23 +131,23 @@ struct Weights {
 };
 
 // The ring of the input, which comes from L2: by one thread.
-template <typename Cut>
+template <typename Tile>
 __device__ __forceinline__ void load_input(const TensorMap& map, Rings* rings, char* ring, uint32_t depth,
                                            uint32_t stages, uint32_t row, uint32_t column) {
     pdl_wait();
     uint32_t slot = 0, parity = 1;
     for (uint32_t stage = 0; stage < stages; ++stage) {
         if (stage >= depth) mbarrier_wait(rings->input_empty + slot, parity);
-        mbarrier_arrive_expect_tx(rings->input_full + slot, Cut::kInputBytes);
-        tma_load_2d(ring + slot * Cut::kInputBytes, &map, static_cast<int32_t>(row),
-                    static_cast<int32_t>(column + stage * kDepth), rings->input_full + slot);
+        mbarrier_arrive_expect_tx(rings->input_full + slot, Tile::kInputBytes);
+        tma_load_2d(ring + slot * Tile::kInputBytes, &map, static_cast<int32_t>(row),
+                    static_cast<int32_t>(column + stage * Tile::kK), rings->input_full + slot);
         if (++slot == depth) slot = 0, parity ^= 1;
     }
 }
 
 // By a warpgroup, whose rows of the input begin at `input`, until every slot was used for the last time.
-template <typename Cut>
-__device__ __forceinline__ void multiply(float (&sums)[Cut::kTiles][4], Rings* rings, const char* input,
+template <typename Tile>
+__device__ __forceinline__ void multiply(float (&sums)[Tile::kMmasN][4], Rings* rings, const char* input,
                                          const char* weights, uint32_t input_depth, uint32_t weights_depth,
                                          uint32_t stages) {
     uint32_t weights_slot = 0, weights_parity = 0, input_slot = 0, input_parity = 0;
@@ -80,11 +156,11 @@ __device__ __forceinline__ void multiply(float (&sums)[Cut::kTiles][4], Rings* r
         mbarrier_wait(rings->input_full + input_slot, input_parity);
         wgmma_fence();
 #pragma unroll
-        for (int part = 0; part < kDepth / 16; ++part) {
-            const uint64_t a = wgmma_descriptor_swizzled<kDepth>(input + input_slot * Cut::kInputBytes + part * 32);
+        for (int part = 0; part < Tile::kK / 16; ++part) {
+            const uint64_t a = wgmma_descriptor_swizzled<Tile::kK>(input + input_slot * Tile::kInputBytes + part * 32);
             const uint64_t b = wgmma_descriptor(
-                weights + weights_slot * Cut::kWeightBytes + part * 2 * (Cut::kOutputs * 16), Cut::kOutputs * 16);
-            wgmma<Cut::kTiles>(sums, a, b);
+                weights + weights_slot * Tile::kWeightBytes + part * 2 * (Tile::kN * 16), Tile::kN * 16);
+            wgmma<Tile::kMmasN>(sums, a, b);
         }
         wgmma_commit();
         wgmma_wait<0>();
@@ -98,7 +174,7 @@ __device__ __forceinline__ void multiply(float (&sums)[Cut::kTiles][4], Rings* r
     }
     // Keeps the compiler from moving the sums while the matrix unit has them.
 #pragma unroll
-    for (int tile = 0; tile < Cut::kTiles; ++tile) {
+    for (int tile = 0; tile < Tile::kMmasN; ++tile) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             keep_in_register(sums[tile][i]);
@@ -106,119 +182,309 @@ __device__ __forceinline__ void multiply(float (&sums)[Cut::kTiles][4], Rings* r
     }
 }
 
-template <int kOutputs, int kSlices, int kGroups>
-__global__ void __launch_bounds__(LinearCut<kOutputs, kSlices, kGroups>::kThreads, 2)
-    linear_warpgroup_kernel(const Linear call, const __grid_constant__ TensorMap map) {
-    if constexpr (kWarpgroups && kClusters) {
-        using Cut = LinearCut<kOutputs, kSlices, kGroups>;
-        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, slice = blockIdx.x;
-        const Place place{
-            .slice = slice,
-            .column_block = blockIdx.y,
-            .column_blocks = gridDim.y,
-            .first_row = blockIdx.z * Cut::kRows + slice * Cut::kOwnRows,
-            .own_rows = Cut::own_rows(call.rows, blockIdx.z, slice),
+// A block's own rows: the sums of all slices, then the epilogue. The first eight warps have kGroups times eight of the
+// own rows each, of which kSplitK warps share the pieces of 16 outputs; a lane has a row of the eight and a quad of
+// each piece.
+template <typename Tile>
+class OwnRows {
+  public:
+    __device__ __forceinline__ OwnRows(const LinearSkinny& call, const BlockCoord<Tile>& block, char* memory)
+        : call_(call),
+          block_(block),
+          epilogue_(call, block.column_block, memory + Tile::kVectors, memory + Tile::kResidual),
+          statistics_(reinterpret_cast<float2*>(memory + Tile::kStatistics)),
+          parts_(reinterpret_cast<float2*>(memory + Tile::kParts)),
+          sums_(reinterpret_cast<float4*>(memory + Tile::kRing)) {}
+
+    // By the warps from kFetchWarp on, who also fetch the rows.
+    __device__ __forceinline__ void fetch_vectors() const {
+        epilogue_.template load_vectors<kFetchThreads>(fetch_thread());
+        cp_async_commit();
+    }
+
+    __device__ __forceinline__ void fetch_rows() const {
+        epilogue_.template load_residual<kFetchThreads>(fetch_thread(), block_.first_row, block_.own_rows);
+        cp_async_commit();
+        if (call_.column_sums) {
+#pragma unroll 1
+            for (uint32_t row = fetch_thread(); row < block_.own_rows; row += kFetchThreads) {
+                const size_t token = block_.first_row + row;
+                statistics_[row] = merge_statistics_by_thread(
+                    reinterpret_cast<const float2*>(call_.stats) + token * call_.stats_chunks, call_.stats_chunks,
+                    call_.stats_chunk, call_.k);
+            }
+        }
+        cp_async_wait<0>();
+    }
+
+    // A multiplying warp's sums: [eight rows][piece][lane], a quad of a row each, in the packing's order.
+    __device__ __forceinline__ void store_sums(const float (&sums)[Tile::kMmasN][4]) const {
+        float4* const mine = sums_ + (threadIdx.x / 32 * 2 * Tile::kPieces) * 32 + threadIdx.x % 32;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int i = 0; i < Tile::kPieces; ++i) {
+                mine[(half * Tile::kPieces + i) * 32] = {sums[2 * i][2 * half], sums[2 * i][2 * half + 1],
+                                                         sums[2 * i + 1][2 * half], sums[2 * i + 1][2 * half + 1]};
+            }
+        }
+    }
+
+    // The sums of all slices, in their order; all are on their way at once, since the other blocks are far.
+    __device__ __forceinline__ void reduce_split_k() {
+        float4 parts[Tile::kGroups * Tile::kOwn][Tile::kSplitK];
+        each_group([&](int group) {
+            const float4* const from =
+                sums_ + (block_.slice * Tile::kOwnEights + eight(group)) * Tile::kPieces * 32 + threadIdx.x % 32;
+            each_piece(group, [&](int i, uint32_t piece) {
+#pragma unroll
+                for (int s = 0; s < Tile::kSplitK; ++s) {
+                    parts[i][s] = Tile::kSplitK > 1 ? dsmem_load(from + piece * 32, s) : from[piece * 32];
+                }
+            });
+        });
+        each_group([&](int group) {
+            each_piece(group, [&](int i, uint32_t) {
+                float4 sum = parts[i][0];
+#pragma unroll
+                for (int s = 1; s < Tile::kSplitK; ++s) {
+                    const float4 part = parts[i][s];
+                    sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+                }
+                values_[i][0] = sum.x, values_[i][1] = sum.y, values_[i][2] = sum.z, values_[i][3] = sum.w;
+            });
+        });
+    }
+
+    __device__ __forceinline__ void finish() {
+        each_group([&](int group) {
+            const auto each = quads(group);
+            const float2 mean_and_rstd = call_.column_sums ? statistics_[row(group)] : float2{0, 1};
+            epilogue_.apply(mean_and_rstd, row(group), each);
+            epilogue_.write(call_.output, block_.first_row + row(group), row(group) < block_.own_rows, each);
+        });
+        if (call_.stats_out) write_statistics();
+        if (call_.next_scale) {
+            each_group([&](int group) {
+                const auto each = quads(group);
+                epilogue_.scale_for_next(each);
+                epilogue_.write(call_.scaled_out, block_.first_row + row(group), row(group) < block_.own_rows, each);
+            });
+        }
+    }
+
+  private:
+    static __device__ __forceinline__ uint32_t fetch_thread() { return threadIdx.x - Tile::kFetchWarp * 32; }
+    static __device__ __forceinline__ bool takes_part() {
+        return Tile::kGroups == 1 || threadIdx.x < kEpilogueWarps * 32;
+    }
+    static __device__ __forceinline__ uint32_t eight(int group) {
+        return group * (kEpilogueWarps / Tile::kSplitK) + threadIdx.x / 32 / Tile::kSplitK;
+    }
+    static __device__ __forceinline__ uint32_t share() { return threadIdx.x / 32 % Tile::kSplitK; }
+    static __device__ __forceinline__ uint32_t row(int group) { return eight(group) * 8 + threadIdx.x % 32 / 4; }
+
+    // Outputs of a share that are not padding.
+    __device__ __forceinline__ uint32_t columns_of(uint32_t share) const {
+        uint32_t columns = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < Tile::kOwn; ++i) {
+            const uint32_t first = 16 * (share + i * Tile::kSplitK);
+            columns += first < epilogue_.outputs ? min(16u, epilogue_.outputs - first) : 0;
+        }
+        return columns;
+    }
+
+    // action(group) for each of the warp's eights.
+    template <typename Action>
+    static __device__ __forceinline__ void each_group(Action action) {
+        if (!takes_part()) return;
+#pragma unroll
+        for (int group = 0; group < Tile::kGroups; ++group) {
+            action(group);
+        }
+    }
+
+    // action(i, piece) for each of the warp's in the rows of a group.
+    template <typename Action>
+    static __device__ __forceinline__ void each_piece(int group, Action action) {
+#pragma unroll
+        for (int i = 0; i < Tile::kOwn; ++i) {
+            const uint32_t piece = share() + i * Tile::kSplitK;
+            if (Tile::kPieces % Tile::kSplitK == 0 || piece < Tile::kPieces) action(group * Tile::kOwn + i, piece);
+        }
+    }
+
+    // The lane's quads of its row of a group (epilogue.cuh).
+    __device__ __forceinline__ auto quads(int group) {
+        return [this, group](auto action) {
+            each_piece(group, [&](int i, uint32_t piece) { action(values_[i], piece * 16 + threadIdx.x % 4 * 4); });
         };
-        const uint32_t all = call.width / kDepth, begin = all * slice / kSlices;
-        const uint32_t stages = all * (slice + 1) / kSlices - begin;
+    }
+
+    // Of every warp's share, then merged over the warps that share the rows.
+    __device__ __forceinline__ void write_statistics() {
+        float2* const to = reinterpret_cast<float2*>(call_.stats_out) +
+                           static_cast<size_t>(block_.first_row) * block_.column_blocks + block_.column_block;
+        each_group([&](int group) {
+            const float2 part = row_statistics<4>(quads(group), columns_of(share()), epilogue_.outputs);
+            if (threadIdx.x % 4 != 0) return;
+            if constexpr (Tile::kSplitK == 1) {
+                if (row(group) < block_.own_rows) to[row(group) * block_.column_blocks] = part;
+            } else {
+                parts_[row(group) * Tile::kSplitK + share()] = part;
+            }
+        });
+        if constexpr (Tile::kSplitK == 1) return;
+        __syncthreads();
+        if (threadIdx.x < block_.own_rows) {
+            const float2* const parts = parts_ + threadIdx.x * Tile::kSplitK;
+            float whole = 0, deviations = 0;
+#pragma unroll
+            for (int s = 0; s < Tile::kSplitK; ++s) {
+                whole += parts[s].x * static_cast<float>(columns_of(s));
+            }
+            whole /= static_cast<float>(epilogue_.outputs);
+#pragma unroll
+            for (int s = 0; s < Tile::kSplitK; ++s) {
+                const float apart = parts[s].x - whole;
+                deviations += parts[s].y + apart * apart * static_cast<float>(columns_of(s));
+            }
+            to[threadIdx.x * block_.column_blocks] = {whole, deviations};
+        }
+        __syncwarp();
+    }
+
+    const LinearSkinny& call_;
+    const BlockCoord<Tile>& block_;
+    const typename Tile::Epilogue epilogue_;
+    float2 *const statistics_, *const parts_;
+    float4* const sums_;
+    float values_[Tile::kGroups * Tile::kOwn][4] = {};
+};
+
+template <int kM, int kN, int kSplitK>
+__global__ void __launch_bounds__(WgmmaTile<kM, kN, kSplitK>::kThreads, 2)
+    linear_skinny_wgmma_kernel(const LinearSkinny call, const __grid_constant__ TensorMap map) {
+    if constexpr (kHasWgmma && kHasClusters) {
+        using Tile = WgmmaTile<kM, kN, kSplitK>;
+        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const BlockCoord<Tile> block(call);
         char* const memory = shared_memory();
         Rings* const rings = reinterpret_cast<Rings*>(memory);
-        char* const input = memory + Cut::kRing;
-        const Weights<Cut> weights{
+        char* const input = memory + Tile::kRing;
+        const Weights<Tile> weights{
             .source = static_cast<const char*>(call.weight) +
-                      (static_cast<size_t>(place.column_block) * all + begin) * Cut::kWeightBytes,
+                      (static_cast<size_t>(block.column_block) * block.all_stages + block.begin) * Tile::kWeightBytes,
             .rings = rings,
-            .ring = input + call.input_stages * Cut::kInputBytes,
-            .stages = stages,
-            .depth = call.ring_stages,
+            .ring = input + call.config.input_stages * Tile::kInputBytes,
+            .stages = block.stages,
+            .depth = call.config.num_stages,
         };
-        Epilogue<Cut> end(call, place, memory);
-        if (threadIdx.x == Cut::kWeightsWarp * 32) {
-            rings->make(call.ring_stages, call.input_stages, Cut::kMultiplyingWarps);
+        OwnRows<Tile> own(call, block, memory);
+        if (threadIdx.x == Tile::kWeightsWarp * 32) {
+            rings->make(call.config.num_stages, call.config.input_stages, Tile::kMultiplyingWarps);
             weights.begin();
             prefetch_tensor_map(&map);
         }
-        if (warp >= Cut::kEndWarp) end.fetch_constants();
+        if (warp >= Tile::kFetchWarp) own.fetch_vectors();
         __syncthreads();
 
-        if (warp == Cut::kWeightsWarp) {
+        // Load and main loop.
+        if (warp == Tile::kWeightsWarp) {
             if (lane == 0) weights.keep_full();
-        } else if (warp == Cut::kInputWarp) {
+        } else if (warp == Tile::kInputWarp) {
             if (lane == 0) {
-                load_input<Cut>(map, rings, input, call.input_stages, stages, blockIdx.z * Cut::kRows, begin * kDepth);
+                load_input<Tile>(map, rings, input, call.config.input_stages, block.stages, blockIdx.z * kM,
+                                 block.begin * Tile::kK);
             }
-        } else if (warp >= Cut::kEndWarp) {
+        } else if (warp >= Tile::kFetchWarp) {
             pdl_wait();
-            end.fetch_rows();
+            own.fetch_rows();
         } else {
             pdl_wait();
-            float sums[Cut::kTiles][4] = {};
-            multiply<Cut>(sums, rings, input + warp / 4 * (64 * kDepth * 2), weights.ring, call.input_stages,
-                          call.ring_stages, stages);
+            float sums[Tile::kMmasN][4] = {};
+            multiply<Tile>(sums, rings, input + warp / 4 * (64 * Tile::kK * 2), weights.ring, call.config.input_stages,
+                           call.config.num_stages, block.stages);
             // The sums go where the rings were: no warp may still read them.
             if (lane == 0) mbarrier_arrive(&rings->multiplied);
             mbarrier_wait(&rings->multiplied, 0);
-            end.leave(sums);
+            own.store_sums(sums);
         }
         __syncwarp();
-        if constexpr (kSlices > 1) {
+
+        // Split-K reduction.
+        if constexpr (kSplitK > 1) {
             cluster_arrive();
             cluster_wait();
         } else {
             __syncthreads();
         }
-        end.add_up();
+        own.reduce_split_k();
         // Others may still be reading this block's memory.
-        if constexpr (kSlices > 1) cluster_arrive_relaxed();
-        end.finish();
-        if constexpr (kSlices > 1) cluster_wait();
+        if constexpr (kSplitK > 1) cluster_arrive_relaxed();
+        own.finish();
+        if constexpr (kSplitK > 1) cluster_wait();
     }
 }
 
-template <int kOutputs, int kSlices, int kGroups>
-void launch_cut(const Linear& call, cudaStream_t stream) {
-    using Cut = LinearCut<kOutputs, kSlices, kGroups>;
-    const dim3 blocks(kSlices, (call.outputs - 1) / kOutputs + 1, (call.rows - 1) / Cut::kRows + 1);
-    launch("linear", linear_warpgroup_kernel<kOutputs, kSlices, kGroups>, Grid(blocks, kSlices), Cut::kThreads,
-           Cut::bytes(call.ring_stages, call.input_stages), stream, call,
-           tensor_map(call.input, call.rows, call.width, Cut::kRows, kDepth));
+template <int kM, int kN, int kSplitK>
+void launch_tile(WgmmaTile<kM, kN, kSplitK>, const LinearSkinny& call, cudaStream_t stream) {
+    using Tile = WgmmaTile<kM, kN, kSplitK>;
+    const dim3 blocks(kSplitK, (call.n - 1) / kN + 1, (call.m - 1) / kM + 1);
+    launch("linear_skinny_wgmma", linear_skinny_wgmma_kernel<kM, kN, kSplitK>, Grid(blocks, kSplitK), Tile::kThreads,
+           Tile::bytes(call.config.num_stages, call.config.input_stages), stream, call,
+           tensor_map(call.input, call.m, call.k, kM, Tile::kK));
 }
 
-template <int kOutputs, int kGroups = 1>
-void launch_outputs(const Linear& call, cudaStream_t stream) {
-    if (call.slices == 1) return launch_cut<kOutputs, 1, kGroups>(call, stream);
-    if (call.slices == 2) return launch_cut<kOutputs, 2, kGroups>(call, stream);
-    if (call.slices == 4) return launch_cut<kOutputs, 4, kGroups>(call, stream);
-    if constexpr (kOutputs >= 128) {
-        if (call.slices == 8) return launch_cut<kOutputs, 8, kGroups>(call, stream);
+using Tiles = TileList<WgmmaTile<64, 64, 1>, WgmmaTile<64, 64, 2>, WgmmaTile<64, 64, 4>,  //
+                       WgmmaTile<64, 80, 1>, WgmmaTile<64, 80, 2>, WgmmaTile<64, 80, 4>,  //
+                       WgmmaTile<64, 96, 1>, WgmmaTile<64, 96, 2>, WgmmaTile<64, 96, 4>,  //
+                       WgmmaTile<64, 128, 1>, WgmmaTile<64, 128, 2>, WgmmaTile<64, 128, 4>, WgmmaTile<64, 128, 8>,
+                       WgmmaTile<64, 144, 1>, WgmmaTile<64, 144, 2>, WgmmaTile<64, 144, 4>, WgmmaTile<64, 144, 8>,
+                       WgmmaTile<64, 160, 1>, WgmmaTile<64, 160, 2>, WgmmaTile<64, 160, 4>, WgmmaTile<64, 160, 8>,
+                       WgmmaTile<128, 64, 1>, WgmmaTile<128, 64, 2>, WgmmaTile<128, 64, 4>>;
+
+void validate(const LinearSkinny& call) {
+    const GemmConfig& config = call.config;
+    if (!has_clusters()) throw std::invalid_argument("linear_skinny_wgmma runs on Hopper only");
+    if (call.n % 8 != 0 || call.k % config.tile_k != 0) {
+        throw std::invalid_argument("linear_skinny_wgmma takes n that is a multiple of 8 and k of tile_k, not " +
+                                    std::to_string(call.n) + " and " + std::to_string(call.k));
     }
-    throw std::invalid_argument("linear has no code for this shape of warps in so many slices");
+    const auto within = [](uint32_t stages, uint32_t most) { return stages >= 2 && stages <= most; };
+    if (!within(config.num_stages, kMaxStages) || !within(config.input_stages, kMaxInputStages) ||
+        config.split_k > call.k / config.tile_k) {
+        throw std::invalid_argument(
+            "linear_skinny_wgmma takes rings of 2 to 16 stages, of input 2 to 8, and slices of K of at least a stage, "
+            "not " +
+            std::to_string(config.num_stages) + ", " + std::to_string(config.input_stages) + " and " +
+            std::to_string(config.split_k) + " slices of k = " + std::to_string(call.k));
+    }
 }
 
 }  // namespace
 
-void linear_warpgroup(const Linear& call, cudaStream_t stream) {
-    if (!has_clusters()) throw std::invalid_argument("linear has this shape of warps on Hopper only");
-    if (call.outputs % 8 != 0 || call.width % kDepth != 0) {
-        throw std::invalid_argument("linear takes octets of outputs and fills stages with this shape of warps");
+void linear_skinny_wgmma(const LinearSkinny& call, cudaStream_t stream) {
+    const bool found = Tiles::visit(call.config, [&](auto tile) {
+        validate(call);
+        launch_tile(tile, call, stream);
+    });
+    if (!found) {
+        throw std::invalid_argument("linear_skinny_wgmma has no code for " + described(call.config));
     }
-    const auto within = [](uint32_t stages, uint32_t most) { return stages >= 2 && stages <= most; };
-    if (!within(call.ring_stages, kMaxStages) || !within(call.input_stages, kMaxInputStages) ||
-        call.slices > call.width / kDepth) {
-        throw std::invalid_argument(
-            "linear takes rings of 2 to 16 stages and of 2 to 8 of input, and slices of at least a stage");
-    }
-    if (call.warps_m == 8) {
-        if (call.sixteens == 4) return launch_outputs<64, 2>(call, stream);
-        throw std::invalid_argument("linear has no code for this shape of warps");
-    }
-    if (call.sixteens == 4) return launch_outputs<64>(call, stream);
-    if (call.sixteens == 5) return launch_outputs<80>(call, stream);
-    if (call.sixteens == 6) return launch_outputs<96>(call, stream);
-    if (call.sixteens == 8) return launch_outputs<128>(call, stream);
-    if (call.sixteens == 9) return launch_outputs<144>(call, stream);
-    if (call.sixteens == 10) return launch_outputs<160>(call, stream);
-    throw std::invalid_argument("linear has no code for this shape of warps");
+}
+
+void describe_linear_skinny_wgmma(Description& description) {
+    Tiles::each([&](auto tile) {
+        using Tile = decltype(tile);
+        description.tiles.push_back({.kernel = "linear_skinny_wgmma",
+                                     .config = config_of<Tile>(Tile::kSplitK, 2),
+                                     .max_stages = kMaxStages,
+                                     .max_input_stages = kMaxInputStages,
+                                     .ring_offset = Tile::kRing,
+                                     .product_bytes = Tile::kProductBytes});
+    });
 }
 
 }  // namespace dllm

@@ -1,4 +1,4 @@
-// The lm_head for many rows (definition: dllm_kernels/ops/lm_head.py): takes a library's logits, some entries of the
+// The lm_head for many rows (definition: dllm_kernels/ops/lm_head/op.py): takes a library's logits, some entries of the
 // vocabulary at a time, and goes on with what is kept of each row. A block takes a row.
 
 #include <cstdint>
@@ -18,7 +18,7 @@ constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kQuad = 4;
 
 using Quad = Pack<float, kQuad>;
 
-__global__ void __launch_bounds__(kThreads) lm_head_chunk_kernel(const LmHeadChunk call) {
+__global__ void __launch_bounds__(kThreads) lm_head_chunked_kernel(const LmHeadChunked call) {
     pdl_trigger();
     pdl_wait();
     const uint32_t row = blockIdx.x, width = call.end - call.begin;
@@ -76,11 +76,11 @@ __global__ void __launch_bounds__(kThreads) lm_head_chunk_kernel(const LmHeadChu
 
 }  // namespace
 
-void lm_head_chunk(const LmHeadChunk& call, cudaStream_t stream) {
+void lm_head_chunked(const LmHeadChunked& call, cudaStream_t stream) {
     if (call.begin % kQuad || call.pitch % kQuad || reinterpret_cast<uintptr_t>(call.logits) % sizeof(Quad)) {
-        throw std::invalid_argument("lm_head_chunk needs rows of logits that begin at multiples of four values");
+        throw std::invalid_argument("lm_head_chunked needs rows of logits that begin at multiples of four values");
     }
-    launch("lm_head_chunk", lm_head_chunk_kernel, dim3(call.rows), kThreads, kWarps * sizeof(RowResult), stream, call);
+    launch("lm_head_chunked", lm_head_chunked_kernel, dim3(call.m), kThreads, kWarps * sizeof(RowResult), stream, call);
 }
 
 }  // namespace dllm

@@ -1,4 +1,4 @@
-// The lm_head for few rows (definition: dllm_kernels/ops/lm_head.py). Weights stream once (skinny_gemm.cuh), logits
+// The lm_head for few rows (definition: dllm_kernels/ops/lm_head/op.py). Weights stream once (skinny_gemm.cuh), logits
 // never leave the registers.
 //
 // A block owns a part of the vocabulary, some tiles that lie one behind the other, and keeps of each row the best entry
@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "dllm/describe.h"
+#include "dllm/gemm_tiles.h"
 #include "dllm/grid.cuh"
 #include "dllm/kernels.h"
 #include "dllm/launch.cuh"
@@ -24,9 +26,9 @@ constexpr uint32_t kWholeWarp = 0xFFFFFFFFu;
 
 // Shared memory: barriers, the results [warp along the outputs][row], the ring.
 template <typename Tile>
-struct Layout {
+struct SmemLayout {
     static constexpr int kResults = Tile::kBarrierBytes;
-    static constexpr int kRing = (kResults + Tile::kWarpsN * Tile::kRows * sizeof(RowResult) + 511) / 512 * 512;
+    static constexpr int kRing = (kResults + Tile::kWarpsN * Tile::kM * sizeof(RowResult) + 511) / 512 * 512;
     static constexpr int bytes(int stages) { return kRing + Tile::ring_bytes(stages); }
 };
 
@@ -143,8 +145,8 @@ __device__ __forceinline__ void add_exponentials(Sums<Tile>& sums, RowResult* re
 
 // The best entries with noise. `row` is the lane's first, `warp_first` the warp's first entry.
 template <typename Tile>
-__device__ __forceinline__ void keep_best_noisy(Sums<Tile>& sums, const LmHead& call, float temperature, uint32_t row,
-                                                uint32_t warp_first) {
+__device__ __forceinline__ void keep_best_noisy(Sums<Tile>& sums, const LmHeadSkinny& call, float temperature,
+                                                uint32_t row, uint32_t warp_first) {
     const uint32_t group = threadIdx.x % 32 / 4, row_quads = (call.vocab_size + 3) / 4;
     // Four neighbouring entries are a call of Philox and lie in four lanes, which make one each.
     const uint32_t quad = warp_first / 4 + group % 4 * 2 + group / 4;
@@ -177,18 +179,18 @@ __device__ __forceinline__ void keep_best_noisy(Sums<Tile>& sums, const LmHead& 
 
 template <typename Tile, bool kLogprobs>
 __global__ void __launch_bounds__(Tile::kThreads, 2)
-    lm_head_kernel(const LmHead call, const __grid_constant__ TensorMap hidden) {
-    static_assert(Tile::kSixteens == 2 && Tile::kTiles == 8);
+    lm_head_skinny_kernel(const LmHeadSkinny call, const __grid_constant__ TensorMap hidden) {
+    static_assert(Tile::kMmasN == 2 && Tile::kMmasM == 8);
     const uint32_t lane = threadIdx.x % 32;
-    const uint32_t part = blockIdx.y, first_row = blockIdx.x * Tile::kRows;
-    const uint32_t tiles = (call.vocab_size - 1) / Tile::kOutputs + 1;
+    const uint32_t part = blockIdx.y, first_row = blockIdx.x * Tile::kM;
+    const uint32_t tiles = (call.vocab_size - 1) / Tile::kN + 1;
     const uint32_t begin = tiles * part / call.parts, end = tiles * (part + 1) / call.parts;
-    const uint32_t stages = (call.width - 1) / Tile::kDepth + 1;
+    const uint32_t stages = (call.k - 1) / Tile::kK + 1;
     // A lane keeps the results of two rows of its warp's 64.
-    RowResult* const table = reinterpret_cast<RowResult*>(shared_memory() + Layout<Tile>::kResults);
-    RowResult* const results = table + Tile::warp_n() * Tile::kRows + Tile::warp_m() * 64 + 2 * lane;
+    RowResult* const table = reinterpret_cast<RowResult*>(shared_memory() + SmemLayout<Tile>::kResults);
+    RowResult* const results = table + Tile::warp_n() * Tile::kM + Tile::warp_m() * 64 + 2 * lane;
 
-    const StreamSource source{
+    const SkinnySource source{
         .weight = static_cast<const char*>(call.weight) + static_cast<size_t>(begin) * stages * Tile::kWeightBytes,
         .input = &hidden,
         .row = static_cast<int32_t>(first_row),
@@ -196,11 +198,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
         .stages = stages,
         .products = end - begin,
     };
-    WeightStream<Tile> stream(source, call.ring_stages, reinterpret_cast<Barrier*>(shared_memory()),
-                              shared_memory() + Layout<Tile>::kRing);
+    SkinnyGemm<Tile> stream(source, call.config.num_stages, reinterpret_cast<Barrier*>(shared_memory()),
+                            shared_memory() + SmemLayout<Tile>::kRing);
     results[0] = results[1] = no_result();
     for (uint32_t tile = begin; tile < end; ++tile) {
-        const uint32_t warp_first = tile * Tile::kOutputs + Tile::warp_n() * kWarpEntries;
+        const uint32_t warp_first = tile * Tile::kN + Tile::warp_n() * kWarpEntries;
         // Asked for before the product, so that it is there after it.
         const float bias = call.bias[min(warp_first + lane, call.vocab_size - 1)];
         Sums<Tile> sums = {};
@@ -237,34 +239,44 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
 
     __syncthreads();
     const uint32_t row = first_row + threadIdx.x;
-    if (threadIdx.x < Tile::kRows && row < call.rows) {
+    if (threadIdx.x < Tile::kM && row < call.m) {
         RowResult result = table[threadIdx.x];
         for (int n = 1; n < Tile::kWarpsN; ++n) {
-            result = merged(result, table[n * Tile::kRows + threadIdx.x], kLogprobs);
+            result = merged(result, table[n * Tile::kM + threadIdx.x], kLogprobs);
         }
         reinterpret_cast<RowResult*>(call.workspace)[static_cast<size_t>(row) * places(call.parts) + part] = result;
     }
 }
 
 template <typename Tile>
-void launch_lm_head(const LmHead& call, cudaStream_t stream) {
-    const uint32_t row_blocks = (call.rows - 1) / Tile::kRows + 1;
-    launch("lm_head", call.logprobs ? lm_head_kernel<Tile, true> : lm_head_kernel<Tile, false>,
-           dim3(row_blocks, call.parts), Tile::kThreads, Layout<Tile>::bytes(call.ring_stages), stream, call,
-           tensor_map(call.hidden, call.rows, call.width, Tile::kRows));
-    merge_results(call.workspace, call.rows, call.parts, call.tokens, call.logprobs, stream);
+void launch_tile(const LmHeadSkinny& call, cudaStream_t stream) {
+    const uint32_t row_blocks = (call.m - 1) / Tile::kM + 1;
+    launch("lm_head_skinny", call.logprobs ? lm_head_skinny_kernel<Tile, true> : lm_head_skinny_kernel<Tile, false>,
+           dim3(row_blocks, call.parts), Tile::kThreads, SmemLayout<Tile>::bytes(call.config.num_stages), stream, call,
+           tensor_map(call.hidden, call.m, call.k, Tile::kM));
+    merge_results(call.workspace, call.m, call.parts, call.tokens, call.logprobs, stream);
 }
+
+using Tiles = TileList<SkinnyTile<64, 256, 32, 1, 8>, SkinnyTile<128, 128, 32, 2, 4>>;
 
 }  // namespace
 
-void lm_head(const LmHead& call, cudaStream_t stream) {
-    const auto is = [&](uint32_t n, uint32_t m, uint32_t sixteens, uint32_t tiles, uint32_t deep) {
-        return call.warps_n == n && call.warps_m == m && call.sixteens == sixteens && call.tiles == tiles &&
-               call.deep == deep;
-    };
-    if (is(8, 1, 2, 8, 1)) return launch_lm_head<StreamTile<8, 1, 2, 8, 1>>(call, stream);
-    if (is(4, 2, 2, 8, 1)) return launch_lm_head<StreamTile<4, 2, 2, 8, 1>>(call, stream);
-    throw std::invalid_argument("lm_head has no code for this shape of warps");
+void lm_head_skinny(const LmHeadSkinny& call, cudaStream_t stream) {
+    const bool found = Tiles::visit(call.config, [&](auto tile) { launch_tile<decltype(tile)>(call, stream); });
+    if (!found) throw std::invalid_argument("lm_head_skinny has no code for " + described(call.config));
+}
+
+void describe_lm_head_skinny(Description& description) {
+    Tiles::each([&](auto tile) {
+        using Tile = decltype(tile);
+        description.tiles.push_back({.kernel = "lm_head_skinny",
+                                     .config = config_of<Tile>(1, Tile::kInputStages),
+                                     .max_stages = Tile::kMaxStages,
+                                     .max_input_stages = Tile::kInputStages,
+                                     .ring_offset = SmemLayout<Tile>::kRing,
+                                     .product_bytes = 0});
+    });
+    description.limits.push_back({"lm_head_skinny", "result_values", sizeof(RowResult) / sizeof(float)});
 }
 
 }  // namespace dllm

@@ -1,4 +1,4 @@
-"""More than one card, more than one machine. Ray is imported where it is used, never by importing this package."""
+"""Batch generation: samples to files, by workers on any number of cards. Ray is imported only where a run asks for it."""
 
 from dllm_kernels.batch.job import Job
 from dllm_kernels.batch.prompts import Prompts

@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from dllm_kernels.batch.devices import worker_device
-from dllm_kernels.diffusion.schedule import NoiseSchedule
-from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.inference.encode import PromptLimit, load_encoder
-from dllm_kernels.inference.load import Dtype, device_for, grid_of, source_of, tokenizer_of
-from dllm_kernels.inference.sampler import FusedSampler, check_options, checked_call
+from dllm_kernels.inference.load import load, source_of
+from dllm_kernels.inference.options import GenerationOptions
+from dllm_kernels.inference.sampler import FusedSampler, checked_call
 from dllm_kernels.model import checkpoint
 from dllm_kernels.model.config import PRESETS
 from dllm_kernels.utils.validation import whole_number
 
+CARD_BATCH, CPU_BATCH = 64, 16
+"""Samples a call where no batch is given."""
+
 
 @dataclass(frozen=True)
-class Job:
+class Job(GenerationOptions):
     """Options of the samples, as plain values, so that a worker anywhere can be told them.
 
     On a CPU samplers are batch-invariant: PyTorch's products there give a row other bits by how many rows stand beside it,
@@ -30,39 +31,31 @@ class Job:
     A folder's manifest holds the whole job, so one folder never mixes the two.
 
     Attributes:
-        model: a preset, a folder, a hub id or an open-dllm file, which every worker finds under the same name.
+        model: as the options', which every worker finds under the same name.
         batch: samples a call of the sampler, the size that is captured.
-        prompt_len: longest prompt in the encoder's tokens; a longer one is refused. 0 for no prompts.
-        guidance_scale: of classifier-free guidance; 1 is none.
         device: "cpu" or "cuda", a card a worker; without Ray "cuda:N" too.
         threads: of PyTorch in a worker on a CPU. They are part of the job: how a product is split decides its last bits.
-        tokenizer: folder or hub id that turns tokens into text; None for the one beside the weights, where there is one.
+        prompt_len: longest prompt in the encoder's tokens; a longer one is refused. 0 for no prompts.
 
-    The others are those of FusedSampler.
+    The others are those of GenerationOptions.
     """
 
-    model: str
-    steps: int = 10
-    batch: int = 16
-    seq_len: int | None = None
-    solver: str = "ddim"
-    eta: float | None = None
-    grid: str = "auto"
-    seed: int = 0
-    temperature: float = 0.0
-    guidance_scale: float = 1.0
-    prompt_len: int = 0
-    dtype: str = "bf16"
+    batch: int = CPU_BATCH
     device: str = "cpu"
-    backend: str = "auto"
     threads: int = 1
-    tokenizer: str | None = None
+    prompt_len: int = 0
 
     def __post_init__(self):
         for name in ("model", "tokenizer"):
             value = getattr(self, name)
             if value is not None and Path(value).exists():
                 object.__setattr__(self, name, os.path.abspath(value))
+
+    @classmethod
+    def of(cls, options: GenerationOptions, prompt_len: int) -> "Job":
+        """The job of options with a device; a batch and threads that they leave open are those that suit it."""
+        batch = options.batch or (CARD_BATCH if options.device.startswith("cuda") else CPU_BATCH)
+        return cls(**vars(options) | {"batch": batch, "threads": options.threads or 1}, prompt_len=prompt_len)
 
     def check(self) -> int:
         """Raises the ValueError or FileNotFoundError of an option that does not fit, without packing; gives T.
@@ -71,23 +64,14 @@ class Job:
         """
         checked_call(self.batch, self.seed, 0, self.temperature, self.guidance_scale)
         whole_number("threads", self.threads, 1)
-        device = worker_device(self.device, self.backend)
-        source = source_of(self.model, torch.bfloat16)
-        config = source.config
-        tokenizer_of(self.tokenizer, source)
+        loaded = load(self, elsewhere=True)
         if self.prompt_len:
             self.prompt_limit()
-        schedule = NoiseSchedule.from_config(config)
-        times = time_grid(schedule, self.steps, grid_of(self.grid))
-        coefficient_table(schedule, times, self.solver, self._eta())
-        seq_len = config.seq_len if self.seq_len is None else self.seq_len
-        sizes = self.steps, self.batch, seq_len, self.prompt_len, self._guided()
-        check_options(config, *sizes, self.backend, Dtype(self.dtype).torch, device)
-        return seq_len
+        return loaded.check_sampler(self.steps, self.batch, self.prompt_len, self.guided)
 
     def prompt_limit(self) -> PromptLimit:
         """What refuses prompts that are too long. Raises ValueError where the model takes none."""
-        return PromptLimit(source_of(self.model, torch.bfloat16).config, self.prompt_len)
+        return PromptLimit(source_of(self.model).config, self.prompt_len)
 
     def manifest(self) -> dict[str, Any]:
         """What two runs must share for their samples to be the same, as JSON values."""
@@ -101,10 +85,9 @@ class Job:
         """The sampler, packed and captured, in the process that calls this."""
         return Generator(self)
 
-    def _eta(self) -> float:
-        return (1.0 if self.solver == "ddpm" else 0.0) if self.eta is None else self.eta
-
-    def _guided(self) -> bool:
+    @property
+    def guided(self) -> bool:
+        """Whether a sample is guided by its prompt."""
         return self.guidance_scale != 1
 
 
@@ -112,27 +95,19 @@ class Generator:
     """A job's sampler in a worker: sample numbers in, rows out."""
 
     def __init__(self, job: Job):
-        on = device_for(job.device, job.backend, job.threads if job.device == "cpu" else None)
-        dtype = Dtype(job.dtype).torch
-        self.job = job
-        source = source_of(job.model, dtype)
-        self._tokenizer = tokenizer_of(job.tokenizer, source)
+        loaded, self.job = load(job), job
+        self._tokenizer = loaded.tokenizer
         self.sampler = FusedSampler(
-            source,
+            loaded.source,
             job.steps,
             job.batch,
-            job.seq_len,
-            job.solver,
-            job.eta,
-            grid_of(job.grid),
             context_len=job.prompt_len,
-            guidance=job._guided(),
-            batch_invariant=on.type == "cpu",
-            backend=job.backend,
-            dtype=dtype,
-            device=on,
+            guidance=job.guided,
+            batch_invariant=loaded.device.type == "cpu",
+            device=loaded.device,
+            **job.sampler_arguments(),
         )
-        self._encode = load_encoder(self.sampler.config, job.prompt_len, on) if job.prompt_len else None
+        self._encode = load_encoder(loaded.config, job.prompt_len, loaded.device) if job.prompt_len else None
 
     def __call__(self, first: int, count: int, prompts: list[str] | None = None) -> dict[str, Any]:
         """Samples first to first + count - 1, count up to the batch; a short batch is padded and what pads it is dropped.

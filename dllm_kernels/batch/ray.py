@@ -1,4 +1,4 @@
-"""The same workers as actors of Ray Data: it places them, feeds them shards, and starts them again where they died."""
+"""Workers on Ray: its cluster and their devices; and those of a batch, as actors of Ray Data, which feeds them shards."""
 
 import logging
 import os
@@ -8,11 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from dllm_kernels.utils.device import resolve_device
+
 TASKS_AHEAD = 4
 """Shards that wait at an actor, so that it never waits for the driver."""
 
 MAX_BLOCKS = 20_000
 """Above this many shards a task of Ray Data holds several, so that the driver's books stay small."""
+
+
+def device_of(name: str | None) -> str:
+    """What a worker runs on: the device that was asked for, otherwise cuda or cpu as this machine has it."""
+    return resolve_device(None).type if name is None else name
+
+
+def check_device(name: str) -> None:
+    """Raises the ValueError of a device that Ray cannot give to every worker."""
+    if name.startswith("cuda:"):
+        raise ValueError(f"device is {name}; Ray chooses each worker's card: it must be cpu or cuda")
 
 
 def connect(address: str, device: str, threads: int, workers: int | None) -> int:

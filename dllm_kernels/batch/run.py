@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dllm_kernels.batch.devices import check_on_ray
 from dllm_kernels.batch.job import Generator, Job
 from dllm_kernels.batch.prompts import STRIDE, Prompts
+from dllm_kernels.batch.ray import check_device, connect
+from dllm_kernels.batch.ray import run as run_on_ray
 from dllm_kernels.batch.shards import Shard, Shards
 from dllm_kernels.batch.sink import ParquetFolder
 
@@ -87,7 +88,7 @@ def generate(
     sink = sink if isinstance(sink, ParquetFolder) else ParquetFolder(sink)
     seq_len = job.check()
     if ray is not None:
-        check_on_ray(job.device)
+        check_device(job.device)
     shards = Shards(first_sample, source.count if prompted else source, shard_size or BATCHES_A_SHARD * job.batch)
     manifest = {"job": "dllm-kernels generate 1", "first_sample": shards.first, "count": shards.count, "shard": shards.size}
     worker = Worker(job, source if prompted else None, shards, sink)
@@ -97,10 +98,8 @@ def generate(
     if ray is None:
         workers, run = 1, _run_here
     else:
-        from dllm_kernels.batch.ray import connect, run
-
         room = connect(ray, job.device, job.threads, workers)
-        workers = workers or room
+        workers, run = workers or room, run_on_ray
     start = time.monotonic()
     if ray is None and not claimed:
         # What only building finds, such as too little memory, leaves no folder either.

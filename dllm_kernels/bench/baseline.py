@@ -1,4 +1,4 @@
-"""What a sampler is measured against: the published open-dllm generation, in eager PyTorch on our modules."""
+"""What a sampler is measured against: the published open-dllm generation, in eager PyTorch on the modules of model/."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,10 @@ from dllm_kernels.utils.device import free_memory
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Attention as the published code writes it: product, softmax, product, with a causal mask made on the CPU at every use.
 
-    Shapes are those of `model.layers.AttentionFunction`; the published code has no key mask, so `key_mask` must be None.
+    Shapes are those of `AttentionFunction` (model/layers.py).
+
+    Raises:
+        ValueError: a key mask, which the published code does not have.
     """
     if key_mask is not None:
         raise ValueError("the published attention takes no key mask")
@@ -25,7 +28,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None 
 
 
 def random_model(config: LDLMConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> LDLM:
-    """A model with explicit attention and the weights of `sources.RandomModel`, made in `dtype` part by part.
+    """A model with explicit attention and the weights of `RandomModel` (inference/weights.py), made in `dtype` part by part.
 
     Raises:
         MemoryError: too little memory; needed and free, before anything is allocated.
@@ -49,8 +52,8 @@ def published_generate(
 
         z <- sqrt(1 - t^2) z0(z, t) + 0.1 t eps,    t = 1/N, 2/N, ..., 1
 
-    At t = 1 the prediction is multiplied by zero: what is decoded is noise, whatever the denoiser predicted. It is kept
-    here to be timed, since its work is that of a generation; `FusedSampler` generates.
+    At t = 1 the prediction is multiplied by zero, so what is decoded is noise, whatever the denoiser predicted. The loop is
+    here to be timed: its work is that of a generation.
 
     Args:
         model: made with `explicit_attention`, in the dtype and on the device to be timed.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dllm_kernels.bench.machine import Machine, MemoryMeter, launches
+from dllm_kernels.bench.machine import MemoryMeter, launches
 from dllm_kernels.bench.peers import OURS, PEERS, Case, Output, Peer, Sampled, Weights, baseline
 from dllm_kernels.bench.results import Row
 from dllm_kernels.bench.roofline import Card, floor, work
@@ -21,12 +21,13 @@ from dllm_kernels.inference.weights import PACKED_MODULES
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.ldlm import build_module
 from dllm_kernels.utils.device import free_memory
+from dllm_kernels.utils.machine import Machine
 
 OUR_NAMES = (OURS, "ours")
-"""Who we are among the contenders of a generation, and of an op."""
+"""Our names among the contenders of a generation and of an op."""
 
 Witness = Callable[[Callable[[], object]], object]
-"""Times the sampler's call once more, in its own way (pytest-benchmark's fixture)."""
+"""Times our call once more, in its own way: pytest-benchmark's fixture."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Bench:
     """What a measurement runs on.
 
     Attributes:
-        machine: the device, and what watches it.
-        card: what it reaches, measured before.
+        machine: the device, its clocks and its energy.
+        card: bandwidth and rates that the device reaches, measured before.
         effort: how long a case is measured.
         details: whether phases, launches and energy are taken too.
     """
@@ -52,8 +53,8 @@ class Bench:
 
 
 @dataclass
-class _Standing:
-    """A contender that is built and checked, and the row that it is writing."""
+class _Contender:
+    """A contender that is built and checked, and its row."""
 
     row: Row
     peer: Peer
@@ -68,33 +69,39 @@ def measure(
     bench: Bench,
     witness: Witness | None = None,
 ) -> list[Row]:
-    """A row of each contender at `case`.
+    """Builds, checks and times contenders of a generation.
 
-    Those whose weights fit stand together and take turns. A copy that does not fit beside them is timed after they are freed,
-    from the same weights widened in place, which is undone.
+    Those whose weights fit in memory together take turns. One whose copy does not fit beside them is timed after they are
+    freed, from the same weights widened in place and narrowed again.
 
     Args:
         case: what is generated.
-        names: of PEERS; the baseline must be among them for ratios.
+        names: of PEERS; ratios need the baseline among them.
         weights: the model that all share.
-        bench: where.
-        witness: told of the sampler's call after it was timed.
+        bench: the machine, and how long to measure.
+        witness: called with our call after it was timed.
+
+    Returns:
+        A row of each contender, in the order of `names`.
+
+    Raises:
+        Exception: whatever building or running the sampler raised; of another contender it becomes the row's reason.
     """
     rows = [Row(case.fields(), name, reason=PEERS[name].unsupported_reason(bench.device)) for name in names]
     able = [(PEERS[row.contender], row) for row in rows if row.reason is None]
     if not all(peer.own_loop for peer, _ in able):
-        # Before anything stands beside it; it is kept.
+        # Computed before anything else is in memory, and kept.
         weights.exact(case)
-    alone = _together(able, case, weights, bench, witness)
+    alone = _time_together(able, case, weights, bench, witness)
     _free()
     for peer, row in alone:
         _time_alone(peer, row, rows, case, weights, bench)
     return rows
 
 
-def _together(able, case, weights, bench, witness) -> list[tuple[Peer, Row]]:
-    """Builds, checks and times contenders in turns; those whose copies do not fit beside the others are returned."""
-    standing, alone, rows = [], [], [row for _, row in able]
+def _time_together(able, case, weights, bench, witness) -> list[tuple[Peer, Row]]:
+    """Builds, checks and times contenders in turns. Returns those whose copies do not fit beside the others."""
+    contenders, alone, rows = [], [], [row for _, row in able]
     # Contenders of one dtype share its copy of the weights.
     models = {weights.model.lm_head.weight.dtype: weights.model}
     for peer, row in able:
@@ -103,11 +110,11 @@ def _together(able, case, weights, bench, witness) -> list[tuple[Peer, Row]]:
                 alone.append((peer, row))
                 continue
             models[peer.dtype] = copy.deepcopy(weights.model).to(peer.dtype)
-        if built := _stand(row, peer, models[peer.dtype], weights, case, bench):
-            standing.append(built)
-    standing = [one for one in standing if _keeps_contract(one.row, rows, bench.device)]
-    _time(standing, weights.model.config, case, bench, compare=True)
-    ours = next((one for one in standing if one.peer.name == OURS), None)
+        if built := _build(row, peer, models[peer.dtype], weights, case, bench):
+            contenders.append(built)
+    contenders = [one for one in contenders if _keeps_contract(one.row, rows, bench.device)]
+    _time(contenders, weights.model.config, case, bench, compare=True)
+    ours = next((one for one in contenders if one.peer.name == OURS), None)
     if ours is not None and witness is not None:
         witness(lambda: (ours.call(), _wait(bench.device)))
     return alone
@@ -117,26 +124,26 @@ def _time_alone(peer, row, rows, case, weights, bench) -> None:
     clocks = [other.sm_mhz for other in rows if other.sm_mhz]
     against = next((other for other in rows if other.contender == baseline(bench.device)), None)
     weights.model.to(peer.dtype)
-    if built := _stand(row, peer, weights.model, weights, case, bench):
+    if built := _build(row, peer, weights.model, weights, case, bench):
         _time([built], weights.model.config, case, bench, compare=False)
         if row.sm_mhz and clock_drift([row.sm_mhz, *clocks]) > MAX_DRIFT:
             row.unstable = "timed apart from the others, at another clock"
         if against is not None and against.ms and not (row.unstable or against.unstable):
             row.ratio = against.ms / row.ms
         del built
-    # bfloat16 widened and narrowed again is the same.
+    # bfloat16 that is widened and narrowed again has the same bits.
     weights.model.to(torch.bfloat16)
     _free()
 
 
 def _copy_bytes(peer: Peer, weights: Weights) -> int:
-    """Bytes of a copy of the weights for a contender, with what deepcopy holds beside it."""
+    """Bytes of a copy of the weights for a contender, with the copy in bfloat16 that it is made of."""
     count = sum(p.numel() for p in weights.model.parameters())
     return int(1.2 * count * (2 + peer.dtype.itemsize))
 
 
-def _stand(row: Row, peer: Peer, model, weights: Weights, case: Case, bench: Bench) -> _Standing | None:
-    """Builds and checks a contender; on a failure the row has its reason."""
+def _build(row: Row, peer: Peer, model, weights: Weights, case: Case, bench: Bench) -> _Contender | None:
+    """Builds and checks a contender. On a failure it gives None, and the row has the reason."""
     meter, begin = MemoryMeter(bench.device), time.perf_counter()
     try:
         call = peer.build(model, weights, case)
@@ -155,29 +162,32 @@ def _stand(row: Row, peer: Peer, model, weights: Weights, case: Case, bench: Ben
     held, shared = meter.peak(), 0 if isinstance(call, Sampled) else _bytes(model)
     row.peak_memory_bytes = None if held is None else max(held, 0) + shared
     row.reason = _check(row, peer, out, weights, case)
-    return None if row.reason else _Standing(row, peer, call)
+    return None if row.reason else _Contender(row, peer, call)
 
 
 def _check(row: Row, peer: Peer, out: Output, weights: Weights, case: Case) -> str | None:
-    """Fills in error and agreement of the first sample; why the speed is worthless, or None."""
+    """Fills in error and agreement of the first sample. Returns why the speed does not count, or None."""
     exact = weights.exact_published(case, peer.dtype) if peer.own_loop else weights.exact(case)
     row.token_agreement = (out.tokens[0] == exact.tokens).double().mean().item()
     if out.latents is None:
-        # Its latents stay in the loop; random tokens would agree once in a vocabulary.
+        # The loop gives no latents. Random tokens would agree once in a vocabulary.
         return None if row.token_agreement >= 0.5 else f"only {row.token_agreement:.0%} of its tokens are those of float64"
     difference = (out.latents[0].double() - exact.latents).abs().max() / exact.latents.abs().max()
     return judged(row, difference.item(), peer.tolerance)
 
 
 def judged(row: Row, error: float, tolerance: float) -> str | None:
-    """Takes in an error relative to the largest value; why the speed is worthless, or None."""
+    """Fills in an error relative to the largest value. Returns why the speed does not count, or None."""
     # JSON has no NaN.
     row.max_error = error if math.isfinite(error) else None
     return None if error <= tolerance else f"its error against float64 is {error:.2g} of the largest value"
 
 
 def _keeps_contract(row: Row, rows: list[Row], device: torch.device) -> bool:
-    """Whether our error is within twice the baseline's and a unit in the last place (docs/design.md); if not, says so."""
+    """Whether our error is at most twice the baseline's plus a unit in the last place (docs/design.md, "Numerics and tests").
+
+    If it is more, the row has the reason.
+    """
     allowed = next((other.max_error for other in rows if other.contender == baseline(device) and other.reason is None), None)
     if row.contender != OURS or allowed is None or row.max_error <= 2 * allowed + torch.finfo(torch.bfloat16).eps:
         return True
@@ -185,13 +195,13 @@ def _keeps_contract(row: Row, rows: list[Row], device: torch.device) -> bool:
     return False
 
 
-def _time(standing: list[_Standing], config: LDLMConfig, case: Case, bench: Bench, compare: bool) -> None:
-    if not standing:
+def _time(contenders: list[_Contender], config: LDLMConfig, case: Case, bench: Bench, compare: bool) -> None:
+    if not contenders:
         return
-    calls = {one.peer.name: one.call for one in standing}
+    calls = {one.peer.name: one.call for one in contenders}
     measured = in_turns(calls, stopwatch(bench.device), bench.machine.sample, bench.effort)
     against = measured.timings.get(baseline(bench.device)) if compare else None
-    for one in standing:
+    for one in contenders:
         fill_times(one.row, measured, one.peer.name, None if against is None else against.ms)
         _fill_rates(one, config, case, bench)
         if bench.details:
@@ -204,7 +214,7 @@ def _time(standing: list[_Standing], config: LDLMConfig, case: Case, bench: Benc
 
 
 def fill_times(row: Row, measured: Measured, name: str, against_ms: float | None) -> None:
-    """Times, clock and, where the contenders can be compared, the ratio."""
+    """Fills in times, clock and, where the measurement is steady and `against_ms` is there, the ratio to it."""
     timing = measured.timings[name]
     row.ms, row.p20_ms, row.p80_ms, row.rounds = timing.ms, timing.p20_ms, timing.p80_ms, timing.rounds
     row.sm_mhz, row.unstable = timing.sm_mhz, measured.unstable
@@ -212,12 +222,12 @@ def fill_times(row: Row, measured: Measured, name: str, against_ms: float | None
         row.ratio = against_ms / timing.ms
 
 
-def _fill_rates(one: _Standing, config: LDLMConfig, case: Case, bench: Bench) -> None:
+def _fill_rates(one: _Contender, config: LDLMConfig, case: Case, bench: Bench) -> None:
     row = one.row
     seconds = row.ms / 1000
     row.tokens_per_s = case.batch * case.seq_len / seconds
     if case.prompt:
-        # The roofline has no prompt.
+        # The roofline knows no prompt.
         return
     # The model may have more latents than the case generates.
     config = dataclasses.replace(config, seq_len=case.seq_len)
@@ -238,7 +248,7 @@ def _bytes(model) -> int:
 
 
 def _free() -> None:
-    # Compiled loops hold their models; who compiled nothing has not imported the compiler.
+    # Compiled loops hold their models. Where nothing was compiled, the compiler is not imported.
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     gc.collect()
@@ -252,5 +262,5 @@ def _wait(device: torch.device) -> None:
 
 
 def failed(rows: Iterable[Row]) -> list[str]:
-    """What is wrong with our own rows, a line each: a check that failed. A peer's failure is its own."""
+    """A line for each of our own rows that failed its check; failures of peers are not counted."""
     return [f"{row.case}: {row.reason}" for row in rows if row.contender in OUR_NAMES and row.reason]

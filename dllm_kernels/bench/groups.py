@@ -1,4 +1,4 @@
-"""The groups of the benchmark: which cases, who takes part, and how each is run and taken up again."""
+"""The groups of the benchmark: their cases and contenders, and how a group is run and resumed."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +9,12 @@ import torch
 
 from dllm_kernels.bench import ops, peers
 from dllm_kernels.bench.generation import Bench, Witness, measure
-from dllm_kernels.bench.machine import Machine, cache_size
+from dllm_kernels.bench.machine import reaches
 from dllm_kernels.bench.peers import Case, Weights, baseline
 from dllm_kernels.bench.results import Result, Row, file_name, resumed
 from dllm_kernels.bench.timing import Effort
 from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.utils.machine import Machine, cache_size
 
 SMALL, LARGE, PROMPTED, TINY = "open-dllm-35b-a3b", "open-dllm-27b", "ldlm-35b-a3b", "tiny"
 AXES = {
@@ -29,7 +30,7 @@ _CPU_AXES = {
     "prompt": (0, 16, 64, 256, 1024),
 }
 ON_CARD = Effort(rounds=15, least=5, warm_s=1.0, budget_s=10.0, limit_s=45.0)
-# A CPU's first call is warm-up enough, and has no clock that the harness could watch: its spread stands for it.
+# A CPU's first call is warm-up enough. Its clock cannot be watched, so the spread of the times says whether it was steady.
 ON_CPU = Effort(rounds=9, least=3, warm_s=0.0, budget_s=4.0, limit_s=10.0, most_spread=0.25)
 _PUBLISHED = (peers.PUBLISHED_FP32, peers.PUBLISHED_BF16)
 _GRAPHS = (peers.GRAPH, peers.COMPILED, peers.FP8)
@@ -42,13 +43,13 @@ class Group:
     """Cases that share a process and a model.
 
     Attributes:
-        name: for the command line and the file.
+        name: on the command line and in the file's name.
         preset: of the model.
-        cases: generations; empty for ops.
-        contenders: of a generation.
-        seq_len: the model's latents, where they are not the preset's.
-        details: whether phases, launches and energy are taken.
-        left_out: what this group does not measure here, and why.
+        cases: generations; empty for a group that times ops.
+        contenders: of a generation, by name.
+        seq_len: T of the model, or None for the preset's.
+        details: whether phases, launches and energy are measured too.
+        left_out: sentences that say what is not measured on this device, and why.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Group:
 
     @property
     def config(self) -> LDLMConfig:
-        """The model's."""
+        """The model's config."""
         return LDLMConfig.preset(self.preset, **({} if self.seq_len is None else {"seq_len": self.seq_len}))
 
 
@@ -111,12 +112,20 @@ def _sweep(axis: str, preset: str, values: tuple[int, ...], against: str, *left_
 
 
 def locate(group: Group, machine: Machine, folder: Path, command: str, rerun: bool) -> tuple[Result, Path]:
-    """The group's result, empty or as far as an earlier run on this commit and machine came, and its file."""
+    """The group's result and its file: new, or with what an earlier run on this commit and machine has measured.
+
+    Args:
+        group: the group.
+        machine: where it runs.
+        folder: of the results.
+        command: the command line, as the result states it.
+        rerun: whether to begin anew where an earlier result exists.
+    """
     new = Result(group.name, command, machine.describe(), {}, baseline=_against(group, machine.device))
     new.left_out = list(group.left_out)
     path = folder / file_name(new)
     if not rerun:
-        # The date in the name is that of the day on which the group was begun.
+        # The date in a file's name is the day on which its group was begun.
         for older in sorted(folder.glob(f"*{path.name.removeprefix(new.day)}"), reverse=True):
             if (found := resumed(older, new)) is not new:
                 return found, older
@@ -135,17 +144,20 @@ def run(
     witness: Witness | None = None,
     progress: Callable[[str], None] = lambda done: None,
 ) -> Result:
-    """Measures what a result lacks, writing it after every case.
+    """Measures the cases that a result lacks, and writes the file after every case.
 
     Args:
         group: what to measure.
         machine: where.
         result, path: as `locate` gave them.
-        witness: told of the first case's call.
-        progress: told of each case when it is written.
+        witness: called with our call of the first case.
+        progress: called with a case's name when it is written.
+
+    Returns:
+        The complete result.
     """
     begin, before = time.monotonic(), result.took_s
-    card = machine.reaches()
+    card = reaches(machine.device)
     result.reached = {"bytes_per_s": card.bandwidth, "flops": card.rates[torch.bfloat16]}
     if machine.unsupported_reason and machine.unsupported_reason not in result.left_out:
         result.left_out.append(machine.unsupported_reason)

@@ -40,7 +40,7 @@ class Kernel:
 
     @property
     def title(self) -> str:
-        """Its name for people: the function and its template's numbers and types, e.g. "linear<8, 1, 2, 8, 1>"."""
+        """Its name for people: the function and its template's numbers and types, e.g. "linear_skinny<64, 256, 32, 1, 8>"."""
         function = re.search(r"\d([a-z][a-z_]*)_kernel", self.name)
         arguments = re.findall(r"L[a-z](\d+)E|(?<=I|E)(f)(?=[fLE1-9])|\d+(__nv_bfloat16)", self.name[function.end() :])
         names = (number or ("float" if wide else "bf16") for number, wide, _ in arguments)

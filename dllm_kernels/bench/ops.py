@@ -1,7 +1,8 @@
-"""Each op at a preset's shapes beside its library counterpart: the same weights and inputs, rotated so that caches are cold.
+"""Each op at a preset's shapes beside PyTorch's, on the same weights and inputs.
 
-The layers are those of a plan, so that an op runs as it does in a generation, with LayerNorm, bias, GELU and residual around
-its GEMM; the counterpart is PyTorch's sequence for the same formula. On a card the launches of one rotation are one CUDA graph.
+The layers are those of a plan, so that an op runs as in a generation, with LayerNorm, bias, GELU and residual around its GEMM.
+PyTorch's counterpart is a sequence of calls for the same formula. Calls go round many sets of weights and inputs, so that
+caches are cold; on a card one round is one CUDA graph.
 """
 
 import copy
@@ -19,7 +20,7 @@ from dllm_kernels.bench.machine import launches
 from dllm_kernels.bench.peers import Weights, captured
 from dllm_kernels.bench.results import Row
 from dllm_kernels.bench.timing import in_turns, stopwatch
-from dllm_kernels.inference.fold import Activations, FoldedLinear
+from dllm_kernels.inference.fold import FoldedLinear
 from dllm_kernels.inference.plan import Plan
 from dllm_kernels.inference.sampler import FusedSampler
 from dllm_kernels.model.config import LDLMConfig
@@ -27,13 +28,15 @@ from dllm_kernels.model.layers import sdpa
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.ops.attention.op import attention
 from dllm_kernels.ops.denoise_update.op import denoise_update
+from dllm_kernels.ops.linear.params import Activations
+from dllm_kernels.ops.linear.reference import row_statistics
 from dllm_kernels.ops.modulate.op import modulate
 
 OURS, LIBRARY = "ours", "library"
 _CACHES, _MAX_LAYERS, _MIN_LAUNCHES = 3.1, 64, 16
 _TOLERANCE = 0.05
 Compute = Callable[[int], Tensor]
-"""Computes on the weights and inputs of that number in the rotation."""
+"""Computes on the set of weights and inputs with that number, and gives the result."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,10 @@ class Op:
     """An op at one shape.
 
     Attributes:
-        name, shape: for rows.
-        ours, library: who computes it.
-        exact: the same in float64, from the inputs of number 0.
-        count: how many sets of weights and inputs are rotated.
+        name, shape: as results have them.
+        ours, library: compute it, here and in PyTorch.
+        exact: the result of set 0 in float64.
+        count: how many sets of weights and inputs there are.
         moved: bytes of weights and activations that one call must move.
         operations: floating-point operations of one call.
     """
@@ -59,32 +62,42 @@ class Op:
     operations: int
 
     def case(self, preset: str) -> dict[str, Any]:
-        """As a row's case."""
+        """The op as a row of a result has it."""
         return {"preset": preset, "op": self.name, **self.shape}
 
 
 def make_weights(config: LDLMConfig, device: torch.device, cache_bytes: int) -> Weights:
-    """A model of `config`'s widths with as many denoiser layers as hold the least layer's weights over three caches, as far
-    as memory for a card, or four layers on a CPU, go."""
-    least = 2 * config.dim**2
+    """Random weights of `config`'s widths, with so many denoiser layers that one linear layer of each fills three caches.
+
+    A CPU has four layers at most, a card as many as a third of its free memory takes.
+
+    Args:
+        config: of the preset.
+        device: where ops run.
+        cache_bytes: the last-level cache's.
+
+    Raises:
+        MemoryError: memory is too small.
+    """
+    smallest = 2 * config.dim**2
     most = _MAX_LAYERS if device.type == "cuda" else 4
     if device.type == "cuda":
-        # The model and its plan stand together; 12 d^2 weights a layer.
+        # The model and its plan are in memory together; a layer has 12 d^2 weights.
         free = torch.cuda.mem_get_info(device)[0] // 3
         most = max(4, min(most, free // (2 * 12 * 2 * config.dim**2)))
-    layers = max(4, min(most, -(-int(_CACHES * cache_bytes) // least)))
+    layers = max(4, min(most, -(-int(_CACHES * cache_bytes) // smallest)))
     small = {"denoiser_layers": layers, "perceiver_layers": 1, "token_decoder_layers": 1}
-    # adaLN's factors differ by step: its layers are measured without.
+    # adaLN's factors differ by step, so its layers are measured without them.
     small |= {"ada_ln": False, "context": False, "self_conditioning": False, "latent_dim": config.dim}
     return Weights.of(dataclasses.replace(config, **small), device)
 
 
 def ops(weights: Weights, rows: int = 64) -> Iterator[Op]:
-    """Every op of a generation of `rows` tokens, B = 1, at the model's shapes."""
+    """Every op of a generation of `rows` tokens at the model's shapes, with a batch of 1."""
     model, device, config = weights.model, weights.device, weights.model.config
     rows = min(rows, config.seq_len)
     plan = FusedSampler(model, 1, 1, rows, dtype=torch.bfloat16, device=device).plan
-    inputs = _Inputs(device, plan.numerics.activations)
+    inputs = _Inputs(device, plan.options.numerics.activations)
     yield from _linears(plan, model, inputs, rows)
     yield from _attentions(config, inputs, rows)
     yield _modulate(config, inputs, rows)
@@ -94,18 +107,19 @@ def ops(weights: Weights, rows: int = 64) -> Iterator[Op]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Random inputs: `wide` as a plan's activations, the same in bfloat16 for the library."""
+    """Random inputs, as a plan's activations and in bfloat16 for PyTorch."""
 
     device: torch.device
     activations: torch.dtype
 
     def pair(self, *shape: int) -> tuple[Tensor, Tensor]:
+        """The same values in both dtypes."""
         half = (torch.randn(shape, device=self.device) + 0.1).bfloat16()
         return half.to(self.activations), half
 
 
 def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op]:
-    blocks, layers, d = list(model.denoiser.blocks), plan.denoiser_layers, model.config.dim
+    blocks, layers, d = list(model.denoiser.blocks), plan.packed.denoiser.layers, model.config.dim
     count = len(blocks)
     for name, pick, module, norm, n, k in (
         ("linear qkv", lambda l: l.qkv, lambda b: b.self_attention.qkv, lambda b: b.self_norm, 3 * d, d),
@@ -117,10 +131,10 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
         gelu, residual = name.endswith("GELU"), norm is None
         added = inputs.pair(1, rows, n)
 
-        given = [_as_left(plan, pick(layer), x) for layer, x in zip(layers, wide, strict=True)]
+        given = [_input_of(pick(layer), x) for layer, x in zip(layers, wide, strict=True)]
 
         def ours(i: int, pick=pick, given=given, gelu=gelu, residual=residual, added=added) -> Tensor:
-            return plan._linear(given[i], pick(layers[i]).at(0), gelu=gelu, residual=added[0] if residual else None).x
+            return plan.linear(given[i], pick(layers[i]).at(0), gelu=gelu, residual=added[0] if residual else None).x
 
         def library(i: int, half=half, module=module, norm=norm, gelu=gelu, residual=residual, added=added) -> Tensor:
             return _formula(half[i], module(blocks[i]), norm and norm(blocks[i]), gelu, added[1] if residual else None)
@@ -134,10 +148,10 @@ def _linears(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Iterator[Op
         yield Op(name, shape, ours, library, exact, count, moved, 2 * rows * n * k)
 
 
-def _as_left(plan: Plan, layer: FoldedLinear, x: Tensor) -> Activations:
-    """x as the layer before leaves it: with its rows' statistics where a streamed layer reads them."""
-    reads = plan._streamed(layer) and layer.column_sums is not None
-    return Activations(x, statistics=plan._statistics(x), chunk=x.shape[-1]) if reads else Activations(x)
+def _input_of(layer: FoldedLinear, x: Tensor) -> Activations:
+    """x [B, T, K] as `layer` gets it in a plan: with row statistics where it reads them."""
+    reads = layer.packed and layer.column_sums is not None
+    return Activations(x, stats=row_statistics(x), stats_chunk=x.shape[-1]) if reads else Activations(x)
 
 
 def _formula(x: Tensor, layer, norm, gelu: bool, residual: Tensor | None) -> Tensor:
@@ -245,7 +259,7 @@ def _lm_head(plan: Plan, model: LDLM, inputs: _Inputs, rows: int) -> Op:
 
 @torch.no_grad()
 def measure_op(op: Op, preset: str, bench: Bench, witness: Witness | None = None) -> list[Row]:
-    """A row of ours and one of the library."""
+    """Checks and times an op. Returns a row of ours and one of PyTorch's; a failed check gives a reason and no speed."""
     case = op.case(preset)
     rows, calls, repeats = {}, {}, max(1, -(-_MIN_LAUNCHES // op.count)) if bench.device.type == "cuda" else 1
     exact = op.exact()
@@ -278,7 +292,13 @@ def measure_op(op: Op, preset: str, bench: Bench, witness: Witness | None = None
 
 
 def check(row: Row, found: Tensor, exact: Tensor) -> str | None:
-    """Fills in the error against float64; why the speed is worthless, or None. Tokens are judged by their logits in `exact`."""
+    """Fills in the error against float64. Returns why the speed does not count, or None.
+
+    Args:
+        row: to be filled in.
+        found: the result, or tokens [B, T] int64, which are judged by their logits in `exact`.
+        exact: the result in float64, or logits [B, T, V].
+    """
     if found.dtype == torch.int64:
         best, chosen = exact.max(-1).values, exact.gather(-1, found.unsqueeze(-1)).squeeze(-1)
         row.token_agreement = (exact.argmax(-1) == found).double().mean().item()

@@ -1,7 +1,7 @@
-"""Who generates beside the sampler: the published code's equivalent, and what a user would take instead, on the same weights.
+"""The contenders of a generation: the sampler, the published code's equivalent, and what a user would take instead.
 
-Every contender starts from the same noise. All but the published loop run DDIM as the sampler does, so they are checked by the
-same float64 generation; the published loop draws its own noise, and its tokens are those of its last draw.
+All have the same weights. All but the published loop run DDIM from the same noise, as the sampler does, so the same float64
+generation checks them. The published loop draws its own noise, and its tokens depend on its last draw alone.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ _NOISE_SEED = 0
 
 
 class Output(NamedTuple):
-    """Tokens [B, T]; latents [B, T, d_z], or None of a loop that keeps them to itself."""
+    """Tokens [B, T] int64; latents [B, T, d_z], or None of a loop that does not return them."""
 
     tokens: Tensor
     latents: Tensor | None
@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A generation: N steps, B samples of T tokens, a prompt of P tokens."""
+    """A generation: N steps, B samples of T tokens, a prompt of P tokens; 0 for no prompt."""
 
     preset: str
     steps: int = 10
@@ -46,17 +46,17 @@ class Case:
     prompt: int = 0
 
     def fields(self) -> dict[str, Any]:
-        """As a row's case."""
+        """The case as a row of a result has it."""
         return asdict(self)
 
 
 @dataclass
 class Weights:
-    """A model in bfloat16 with random weights, which contenders share or widen, and what they all start from.
+    """A model in bfloat16 with random weights, which contenders share or widen, and the noise and prompt of all of them.
 
     Attributes:
-        model: made for `device`.
-        device: where it runs.
+        model: the model, on `device`.
+        device: where contenders run.
     """
 
     model: LDLM
@@ -65,12 +65,12 @@ class Weights:
 
     @classmethod
     def of(cls, config: LDLMConfig, device: torch.device) -> "Weights":
-        """Random weights, made on the device. Raises MemoryError where there is too little memory."""
+        """Random weights, made on the device. Raises MemoryError where memory is too small."""
         with torch.device(device):
             return cls(random_model(config, torch.bfloat16, device).requires_grad_(False), device)
 
     def noise(self, case: Case) -> Tensor:
-        """[B, T, d_z] float32; a sample is the same in every batch."""
+        """z_T [B, T, d_z] float32; a sample's is the same in every batch."""
         one = torch.Generator().manual_seed(_NOISE_SEED)
         shape = (case.seq_len, self.model.config.latent_dim)
         return torch.stack([torch.randn(shape, generator=one) for _ in range(case.batch)]).to(self.device)
@@ -84,7 +84,7 @@ class Weights:
         return hidden.expand(case.batch, -1, -1).contiguous().to(self.device)
 
     def exact(self, case: Case) -> Exact:
-        """Float64's first sample of a DDIM generation."""
+        """The first sample of a DDIM generation in float64."""
         key = (case.steps, case.seq_len, case.prompt)
         if key not in self._exact:
             context = self.context(case)
@@ -93,7 +93,7 @@ class Weights:
         return self._exact[key]
 
     def exact_published(self, case: Case, dtype: torch.dtype) -> Exact:
-        """Float64's first sample of the published loop that draws its noise in `dtype`."""
+        """The first sample of the published loop in float64, from noise that is drawn in `dtype`."""
         generator = torch.Generator(self.device).manual_seed(_NOISE_SEED)
         shape = (case.batch, case.seq_len, self.model.config.latent_dim)
         for _ in range(case.steps + 1):
@@ -102,6 +102,7 @@ class Weights:
 
 
 Build = Callable[[LDLM, Weights, Case], Callable[[], Output]]
+"""Makes a contender of a model in its dtype; what it gives runs one generation."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,13 @@ class Peer:
     """A contender.
 
     Attributes:
-        name: for rows.
-        dtype: what its copy of the weights is in.
-        build: makes it from a model in that dtype; what it gives runs one generation.
+        name: its name in results.
+        dtype: of its copy of the weights.
+        build: makes it.
         own_loop: whether it runs the published loop.
-        tolerance: the largest error against float64, relative to the largest value, beyond which its speed is worthless.
+        tolerance: the largest error against float64, relative to the largest value; beyond it a speed does not count.
         card: whether it needs a CUDA card.
-        quantised_bytes: bytes of a weight where it quantises them.
+        quantised_bytes: bytes of a weight where it quantises weights, otherwise None.
     """
 
     name: str
@@ -128,7 +129,7 @@ class Peer:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of a weight as it is read."""
+        """Bytes of a weight as a generation reads it."""
         return self.quantised_bytes or self.dtype.itemsize
 
     def unsupported_reason(self, device: torch.device) -> str | None:
@@ -149,7 +150,8 @@ def with_attention(model: LDLM, attention: AttentionFunction) -> LDLM:
 
 
 def captured(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """A replay of `call` in one CUDA graph, which gives what the capture gave: tensors that each replay overwrites."""
+    """Captures `call` as one CUDA graph, after three runs. What it gives replays the graph and returns the captured result,
+    in tensors that each replay overwrites."""
     with torch.cuda.device(device), torch.no_grad():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -180,7 +182,7 @@ def _published(model: LDLM, weights: Weights, case: Case) -> Callable[[], Output
 
 
 def ddim_loop(model: LDLM, weights: Weights, case: Case) -> Callable[[], Output]:
-    """DDIM through model/ with SDPA, without anything that a graph cannot hold."""
+    """DDIM through model/ with SDPA, without anything that a CUDA graph cannot hold."""
     return _loop(with_attention(model, sdpa), weights, case, model.lm_head.weight.dtype)
 
 
@@ -214,8 +216,8 @@ def _compiled(mode: str | None) -> Build:
 def _fp8(model: LDLM, weights: Weights, case: Case) -> Callable[[], Output]:
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
 
-    # Replaces the weights of these modules, and not of those that they were shared with. Left to itself it also changes the
-    # compiler's settings and the precision of float32 products, for every contender after it.
+    # Replaces the weights of these modules alone, not of those that share tensors with them. By default it would also change
+    # the compiler's settings and the precision of float32 products, for every contender after it.
     shared = with_attention(model, sdpa)
     quantize_(shared, Float8DynamicActivationFloat8WeightConfig(set_inductor_config=False))
     return captured(torch.compile(_loop(shared, weights, case, BF16)), weights.device)
@@ -223,26 +225,21 @@ def _fp8(model: LDLM, weights: Weights, case: Case) -> Callable[[], Output]:
 
 def _sampled(backend: str) -> Build:
     def build(model: LDLM, weights: Weights, case: Case) -> Callable[[], Output]:
-        device, like = weights.device, {"dtype": torch.bfloat16, "device": weights.device, "backend": backend}
+        like = {"dtype": torch.bfloat16, "device": weights.device, "backend": backend}
         sampler = FusedSampler(model, case.steps, case.batch, case.seq_len, context_len=case.prompt, **like)
         given = {"noise": weights.noise(case), "context": weights.context(case)}
-        if device.type != "cuda":
+        if sampler.graph is None:
             return Sampled(sampler, lambda: sampler(**given))
         # The call fills the graph's inputs; what is timed, as of the other graphs, is the replay.
         sampler(**given)
-
-        def replay() -> Any:
-            sampler._graph.replay()
-            return sampler._captured
-
-        return Sampled(sampler, replay)
+        return Sampled(sampler, sampler.graph.replay)
 
     return build
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One generation by a sampler, which is at hand for its phases."""
+    """A generation by a sampler, which is kept so that its phases can be timed."""
 
     sampler: FusedSampler
     run: Callable[[], Any]
@@ -272,5 +269,5 @@ PEERS = {
 
 
 def baseline(device: torch.device) -> str:
-    """Whom ratios are against: the whole loop through PyTorch in one CUDA graph; eager where there is no card."""
+    """The contender that ratios are against: PyTorch's whole loop in one CUDA graph, or eager PyTorch on a CPU."""
     return GRAPH if device.type == "cuda" else EAGER_BF16

@@ -1,4 +1,4 @@
-"""A generation in float64, part by part, so that no more than one part of the model stands in float64 at a time."""
+"""A generation in float64, part by part, so that at most one part of the model is in float64 at a time."""
 
 import copy
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ def ddim_steps(model: LDLM, steps: int) -> list[tuple[float, float, float]]:
     return [(t, a, b) for t, (a, b, _, _) in zip(times.tolist(), table.tolist(), strict=False)]
 
 
-def place(model: LDLM) -> torch.device:
-    """Where float64 is computed: the model's device, or the CPU where the largest part does not fit beside what is there."""
+def exact_device(model: LDLM) -> torch.device:
+    """Where float64 is computed: the model's device, or the CPU where the device has no room for the largest part."""
     device = model.lm_head.weight.device
     largest = max(sum(p.numel() for p in part.parameters()) for name, part in model.named_children() if name in PACKED_MODULES)
     # Eight bytes a weight, and as much again for activations and logits.
@@ -41,8 +41,15 @@ def place(model: LDLM) -> torch.device:
 
 @torch.no_grad()
 def exact_ddim(model: LDLM, steps: int, noise: Tensor, context: Tensor | None = None) -> Exact:
-    """DDIM from `noise` [1, T, d_z], with a prompt's hidden states [1, P, d_h] or without; on the model's device."""
-    at = place(model)
+    """DDIM (arXiv:2010.02502, eq. 12 without noise) of one sample, on the model's device.
+
+    Args:
+        model: in any dtype.
+        steps: N.
+        noise: z_T [1, T, d_z].
+        context: a prompt's hidden states [1, P, d_h], or None.
+    """
+    at = exact_device(model)
     denoiser, statistics = _double(model.denoiser, at), _double(model.statistics, at)
     context = None if context is None else statistics.standardize_hidden(context.to(at).double())
     z, previous = noise.to(at).double(), None
@@ -56,8 +63,8 @@ def exact_ddim(model: LDLM, steps: int, noise: Tensor, context: Tensor | None = 
 
 @torch.no_grad()
 def exact_published(model: LDLM, last_noise: Tensor) -> Exact:
-    """The published loop (baseline.py) that drew `last_noise` [1, T, d_z] last: its prediction is multiplied by zero."""
-    z = 0.1 * last_noise.to(place(model)).double()
+    """The published loop (baseline.py), whose result is its last noise [1, T, d_z]: its prediction is multiplied by zero."""
+    z = 0.1 * last_noise.to(exact_device(model)).double()
     return Exact(_tokens(model, z).to(last_noise.device), z[0].to(last_noise.device))
 
 
@@ -77,5 +84,5 @@ def _tokens(model: LDLM, latents: Tensor) -> Tensor:
 
 
 def _double(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    # On another device `to` copies by itself, but in the module that it is given.
+    # `to` would change the module that it is given.
     return copy.deepcopy(module).to(device, torch.float64)

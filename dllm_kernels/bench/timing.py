@@ -13,19 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
+from dllm_kernels.utils.machine import Sample
+
 ATTEMPTS = 3
 MAX_DRIFT = 0.05
 """Between the contenders' median clocks, as a share of the slowest."""
 _SETTLED, _WARM_ROUNDS = 0.03, 20
 Call = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The machine at one moment: the SM clock in MHz where there is one, and what makes a time worthless, or None."""
-
-    sm_mhz: float | None = None
-    trouble: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,15 @@
-"""Timing the cuts of the streamed linear on a card, for the table kernels/stream.json.
+"""Timing the configs of the skinny linear on a card, for the table ops/linear/table.json.
 
-A cut is timed as it runs in a plan: in a chain of launches in one CUDA graph, each consuming the last one's output, on
-weights that are cold in L2. First each shape among its equals, with the library's GEMM beside it; then the fastest cuts of a
-layer's shapes together (tune_layer.py), which also says whether a plan of that width streams at all.
+A config is timed as it runs in a plan: in a chain of launches in one CUDA graph, each consuming the last one's output, on
+weights that are cold in L2. First each shape among its equals, with the library's GEMM beside it; then the fastest configs of
+a layer's shapes together (tune_layer.py), which also says whether a plan of that width takes the kernel at all.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from torch import Tensor
 
 from dllm_kernels.bench.tune_layer import (
@@ -26,25 +22,23 @@ from dllm_kernels.bench.tune_layer import (
     random_bf16,
     refine,
 )
-from dllm_kernels.cli.output import notes
-from dllm_kernels.model.config import PRESETS, LDLMConfig
-from dllm_kernels.ops.extension import cuda_unsupported_reason, has_warpgroups
+from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.ops.extension import has_wgmma
 from dllm_kernels.ops.linear import config as gemm_config
-from dllm_kernels.ops.linear.config import SHARED_BYTES, GemmConfig, block_bytes, candidates, tiles
+from dllm_kernels.ops.linear.config import SHARED_BYTES, GemmConfig, block_bytes, blocks, candidates
 from dllm_kernels.ops.linear.packing import whole_shape
-from dllm_kernels.ops.linear.skinny import empty_workspace, launch, workspace_elements
+from dllm_kernels.ops.linear.skinny import LinearSkinny, empty_workspace, run, workspace_elements
 from dllm_kernels.utils.device import multiprocessors, shared_memory
-from dllm_kernels.utils.validation import user_input
 
 _OPTIONS, _RINGS = 48, 6
 Launch = Callable[[Tensor, int, Tensor], None]
-"""Takes an input [rows, width] and a weight's number, and writes the output [rows, outputs]."""
+"""Takes an input [M, K] and a weight's number, and writes the output [M, N]."""
 Timings = list[tuple[GemmConfig | None, float]]
-"""Cuts, None for the library, and their microseconds."""
+"""Configs, None for the library, and their microseconds."""
 
 
 def shapes(config: LDLMConfig) -> list[tuple[int, int]]:
-    """(outputs, width) of the layers that a model's plan may stream, each once."""
+    """(N, K) of the layers that a model's plan may stream, each once."""
     d, h, z = config.dim, config.hidden_dim, config.latent_dim
     found = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d)]
     found += [(d, 2 * z)] * config.self_conditioning + [(z, d)] * config.ada_ln
@@ -54,71 +48,70 @@ def shapes(config: LDLMConfig) -> list[tuple[int, int]]:
 
 
 def tune_shape(
-    rows: int, outputs: int, width: int, device: torch.device, cuts: list[GemmConfig]
+    m: int, n: int, k: int, device: torch.device, configs: list[GemmConfig]
 ) -> Iterator[tuple[GemmConfig | None, float]]:
-    """(cut, median microseconds a launch) of each cut; first (None, ...), the library's GEMM."""
-    count = max(8, min(MAX_LAUNCHES, COLD_BYTES // (2 * outputs * width)))
-    most = max(whole_shape(cut, outputs, width)[0] for cut in cuts)
-    weights = [random_bf16(most, width, device) for _ in range(count)]
-    bias = torch.zeros(outputs, device=device)
-    yield None, chain_time(rows, outputs, width, count, lambda x, i, y: torch.mm(x, weights[i][:outputs].T, out=y), device)
-    for cut in cuts:
-        packed = [as_packed(weight, outputs, cut) for weight in weights]
-        workspace = empty_workspace(workspace_elements(packed[0], rows), device)
+    """(config, median microseconds a launch) of each config; first (None, ...), the library's GEMM."""
+    count = max(8, min(MAX_LAUNCHES, COLD_BYTES // (2 * n * k)))
+    most = max(whole_shape(config, n, k)[0] for config in configs)
+    weights = [random_bf16(most, k, device) for _ in range(count)]
+    bias = torch.zeros(n, device=device)
+    yield None, chain_time(m, n, k, count, lambda x, i, y: torch.mm(x, weights[i][:n].T, out=y), device)
+    for config in configs:
+        packed = [as_packed(weight, n, config) for weight in weights]
+        workspace = empty_workspace(workspace_elements(packed[0], m), device)
 
-        def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, cut=cut) -> None:
-            launch(x, packed[i].data, bias, workspace, [*cut.tile, cut.slices, cut.stages, cut.input_stages], y)
+        def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, config=config) -> None:
+            run(LinearSkinny(x, packed[i].data, bias, workspace, n, config, output=y))
 
-        yield cut, chain_time(rows, outputs, width, count, streamed, device)
+        yield config, chain_time(m, n, k, count, streamed, device)
 
 
-def busy_cuts(
-    rows: int, outputs: int, width: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES, warpgroups: bool = False
+def busy_configs(
+    m: int, n: int, k: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES, wgmma: bool = False
 ) -> Iterator[GemmConfig]:
-    """The cuts without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; or, by
-    warpgroups, those of at most a sixteenth of padding that give every other SM a block, with rings as deep as two and as
+    """The configs without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; or, by
+    wgmma, those of at most a sixteenth of padding that give every other SM a block, with rings as deep as two and as
     three blocks of an SM allow, and one less."""
-    least = 0.45 if warpgroups else 0.7
-    limits = (shared_bytes, shared_bytes * 2 // 3) if warpgroups else (shared_bytes,)
-    found = [config for limit in limits for config in candidates(rows, outputs, width, limit, warpgroups)]
+    least = 0.45 if wgmma else 0.7
+    limits = (shared_bytes, shared_bytes * 2 // 3) if wgmma else (shared_bytes,)
+    found = [config for limit in limits for config in candidates(m, n, k, limit, wgmma)]
     for config in found:
-        blocks = tiles(config, rows, outputs) * config.slices
-        padding = -outputs % config.outputs
-        fits = width % config.depth == 0 and padding <= (outputs // 16 if warpgroups else 0)
-        if fits and least * multiprocessors <= blocks <= 3.1 * multiprocessors:
-            fewer = {max(2, config.stages - 1)} if warpgroups else {max(2, config.stages - 1), max(2, config.stages // 2)}
-            for stages in sorted({config.stages} | fewer):
-                yield replace(config, stages=stages)
+        count = blocks(config, m, n) * config.split_k
+        padding = -n % config.tile_n
+        fits = k % config.tile_k == 0 and padding <= (n // 16 if wgmma else 0)
+        if fits and least * multiprocessors <= count <= 3.1 * multiprocessors:
+            fewer = {max(2, config.num_stages - 1)} | (set() if wgmma else {max(2, config.num_stages // 2)})
+            for stages in sorted({config.num_stages} | fewer):
+                yield replace(config, num_stages=stages)
 
 
-def chain_time(rows: int, outputs: int, width: int, count: int, one: Launch, device: torch.device) -> float:
+def chain_time(m: int, n: int, k: int, count: int, one: Launch, device: torch.device) -> float:
     """Median microseconds of one of `count` launches in a graph, each on what the last one has written."""
     # The next input begins with this output; the rest of it, if any, is what the buffer held.
-    buffers = [random_bf16(rows, max(outputs, width), device).flatten() for _ in range(2)]
+    buffers = [random_bf16(m, max(n, k), device).flatten() for _ in range(2)]
 
     def run() -> None:
         for i in range(count):
             x, y = buffers[i % 2], buffers[1 - i % 2]
-            one(x[: rows * width].view(rows, width), i, y[: rows * outputs].view(rows, outputs))
+            one(x[: m * k].view(m, k), i, y[: m * n].view(m, n))
 
     return graph_time(run, device) / count
 
 
-def entry(multiprocessors: int, rows: int, outputs: int, width: int, timed: Timings, chosen: GemmConfig | None = None) -> dict:
-    """What the table holds of a shape: its fastest cut, or the one that was chosen for other reasons, with the cut's time,
-    the fastest cut's and the library's, in microseconds."""
-    library = next(time for cut, time in timed if cut is None)
-    least = min(time for cut, time in timed if cut is not None)
-    cut, own = min(((cut, time) for cut, time in timed if cut is not None and chosen in (None, cut)), key=lambda pair: pair[1])
+def entry(multiprocessors: int, m: int, n: int, k: int, timed: Timings, chosen: GemmConfig | None = None) -> dict:
+    """What the table holds of a shape: its fastest config, or the one that was chosen for other reasons, with its time, the
+    fastest config's and the library's, in microseconds."""
+    library = next(time for config, time in timed if config is None)
+    least = min(time for config, time in timed if config is not None)
+    config, own = min(
+        ((config, time) for config, time in timed if config is not None and chosen in (None, config)), key=lambda pair: pair[1]
+    )
     return {
         "multiprocessors": multiprocessors,
-        "row_tiles": -(-rows // 64),
-        "outputs": outputs,
-        "width": width,
-        "tile": list(cut.tile),
-        "slices": cut.slices,
-        "stages": cut.stages,
-        "input_stages": cut.input_stages,
+        "row_tiles": -(-m // 64),
+        "n": n,
+        "k": k,
+        **asdict(config),
         "us": round(own, 2),
         "fastest_us": round(least, 2),
         "library_us": round(library, 2),
@@ -126,62 +119,71 @@ def entry(multiprocessors: int, rows: int, outputs: int, width: int, timed: Timi
 
 
 def fastest(timed: Timings, count: int) -> list[GemmConfig]:
-    """The cuts that took the least time, the fastest first, at most `_RINGS` that differ in their rings only."""
+    """The configs that took the least time, the fastest first, at most `_RINGS` that differ in their rings only."""
     found: list[GemmConfig] = []
-    for cut, _ in sorted(timed, key=lambda pair: pair[1]):
-        if cut is not None and sum(cut.tile == other.tile and cut.slices == other.slices for other in found) < _RINGS:
-            found.append(cut)
+    for config, _ in sorted(timed, key=lambda pair: pair[1]):
+        same = [other for other in found if config and config.tile == other.tile and config.split_k == other.split_k]
+        if config is not None and len(same) < _RINGS:
+            found.append(config)
     return found[:count]
 
 
-def tune(
-    preset: Annotated[str, typer.Option(help=", ".join(PRESETS))] = "open-dllm-35b-a3b",
-    rows: Annotated[int, typer.Option(min=1, help="rows of a call: batch times length")] = 64,
-    output: Annotated[Path | None, typer.Option(help="the table to write; the package's own, where not given")] = None,
-) -> None:
-    """Time the streamed linear's cuts on this card, for the shapes of a preset, and write the table that plans read."""
-    with user_input():
-        config = LDLMConfig.preset(preset)
-        if not torch.cuda.is_available():
-            raise ValueError("tuning needs a CUDA card")
-        device = torch.device("cuda", torch.cuda.current_device())
-        missing = cuda_unsupported_reason(device)
-        if missing is not None:
-            raise ValueError(missing)
-    path = gemm_config.TABLE if output is None else output
-    table = json.loads(path.read_text()) if path.exists() else {"entries": [], "layers": []}
-    card, shared_bytes, warpgroups = multiprocessors(device), block_bytes(shared_memory(device)), has_warpgroups(device)
+@dataclass
+class Tuned:
+    """What a tuning found.
+
+    Attributes:
+        uneven: (N, K) that no config fills the card with; a rule chooses instead.
+        layer: the entry of a whole layer, or None where one of its shapes is uneven.
+        entries: an entry a shape.
+    """
+
+    uneven: list[tuple[int, int]]
+    layer: dict | None
+    entries: list[dict]
+
+
+def tune(model: LDLMConfig, m: int, device: torch.device, table: dict, note: Callable[[str], None]) -> Tuned:
+    """Times the configs of a model's shapes on a card, and puts what is fastest into `table`.
+
+    Args:
+        m: rows of a call, batch times length.
+        table: as the file holds it: "entries" and "layers".
+        note: told what is timed next.
+    """
+    card, shared_bytes, wgmma = multiprocessors(device), block_bytes(shared_memory(device)), has_wgmma(device)
     source = {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
     timings: dict[tuple[int, int], Timings] = {}
-    for outputs, width in shapes(config):
-        cuts = list(dict.fromkeys(busy_cuts(rows, outputs, width, card, shared_bytes, warpgroups)))
-        if not cuts:
-            typer.echo(f"{outputs} x {width}: too small or uneven for a cut that fills the card; left to the rule", err=True)
+    found = Tuned([], None, [])
+    for n, k in shapes(model):
+        configs = list(dict.fromkeys(busy_configs(m, n, k, card, shared_bytes, wgmma)))
+        if not configs:
+            found.uneven.append((n, k))
             continue
-        with notes.status(f"{outputs} x {width}"), torch.no_grad():
-            timings[outputs, width] = list(tune_shape(rows, outputs, width, device, cuts))
+        note(f"{n} x {k}")
+        with torch.no_grad():
+            timings[n, k] = list(tune_shape(m, n, k, device, configs))
     chosen: dict[tuple[int, int], GemmConfig] = {}
-    layer = layer_shapes(config.dim)
+    layer = layer_shapes(model.dim)
     if all(shape in timings for shape in layer.values()):
-        with notes.status("a layer"), torch.no_grad():
-            chain = LayerChain(rows, config.dim, config.num_heads, device)
+        note("a layer")
+        with torch.no_grad():
+            chain = LayerChain(m, model.dim, model.num_heads, device)
             options = {name: fastest(timings[shape], _OPTIONS) for name, shape in layer.items()}
-            # From the fastest alone, and from what the table has: a change of one cut at a time does not find every way.
-            starts = [{name: cuts[0] for name, cuts in options.items()}]
-            known = {name: gemm_config.choose(card, rows, *shape, shared_bytes, warpgroups) for name, shape in layer.items()}
-            starts += [known] * all(cut in dict(timings[layer[name]]) for name, cut in known.items())
-            cuts, us = min((refine(start, options, chain.streamed) for start in starts), key=lambda found: found[1])
+            # From the fastest alone, and from what the table has: a change of one config at a time does not find every way.
+            starts = [{name: configs[0] for name, configs in options.items()}]
+            known = {name: gemm_config.select_config(card, m, *shape, shared_bytes, wgmma) for name, shape in layer.items()}
+            starts += [known] * all(config in dict(timings[layer[name]]) for name, config in known.items())
+            best, us = min((refine(start, options, chain.streamed) for start in starts), key=lambda found: found[1])
             library_us = chain.library()
-        chosen = {shape: cuts[name] for name, shape in layer.items()}
-        new = {"multiprocessors": card, "row_tiles": -(-rows // 64), "dim": config.dim}
-        merge(table["layers"], new | {"us": round(us, 2), "library_us": round(library_us, 2)} | source, tuple(new))
-        typer.echo(f"a layer of width {config.dim}: {us:.2f} us, with the library's GEMMs {library_us:.2f} us")
+        chosen = {shape: best[name] for name, shape in layer.items()}
+        new = {"multiprocessors": card, "row_tiles": -(-m // 64), "dim": model.dim}
+        found.layer = new | {"us": round(us, 2), "library_us": round(library_us, 2)} | source
+        merge(table["layers"], found.layer, tuple(new))
     for shape, timed in timings.items():
-        new = entry(card, rows, *shape, timed, chosen.get(shape))
-        alone = f"{new['us']} us, the fastest cut {new['fastest_us']} us, the library {new['library_us']} us"
-        typer.echo(f"{shape[0]} x {shape[1]}: {alone}, {new['tile']}")
-        merge(table["entries"], new | source, ("multiprocessors", "row_tiles", "outputs", "width"))
-    path.write_text(json.dumps(table, indent=1) + "\n")
+        found.entries.append(entry(card, m, *shape, timed, chosen.get(shape)) | source)
+        merge(table["entries"], found.entries[-1], ("multiprocessors", "row_tiles", "n", "k"))
+    return found
 
 
 def merge(entries: list[dict], new: dict, keys: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
-"""Timing the cuts of a transformer layer's GEMMs in the order in which a plan runs them, with all that stands around them.
+"""Timing the configs of a transformer layer's GEMMs in the order in which a plan runs them, with all that stands around them.
 
-What suits a GEMM between its equals need not suit it between its neighbours: a cut decides where blocks are placed, and so
+What suits a GEMM between its equals need not suit it between its neighbours: a config decides where blocks are placed, and so
 where the next kernel finds room to begin (docs/kernels.md).
 """
 
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.ops.attention.op import attention
-from dllm_kernels.ops.linear.config import WARPGROUP_TILES, GemmConfig
-from dllm_kernels.ops.linear.op import LinearParams, linear
+from dllm_kernels.ops.linear.config import MAX_WGMMA_N, GemmConfig
+from dllm_kernels.ops.linear.op import linear
 from dllm_kernels.ops.linear.packing import PackedWeight, whole_shape
-from dllm_kernels.ops.linear.skinny import empty_workspace, linear_skinny, row_statistics, workspace_elements
+from dllm_kernels.ops.linear.params import Activations, LinearParams
+from dllm_kernels.ops.linear.reference import row_statistics
+from dllm_kernels.ops.linear.skinny import empty_workspace, linear_skinny, workspace_elements
 
 COLD_BYTES, MAX_LAUNCHES, _REPLAYS = 2 * 10**9, 48, 5
 _WORTH = 0.998
-_MAX_OUTPUTS = 16 * max(sixteens for _, _, sixteens, *_ in WARPGROUP_TILES)
-Cuts = dict[str, GemmConfig]
-"""A cut for each of a layer's GEMMs, by name."""
+Configs = dict[str, GemmConfig]
+"""A config for each of a layer's GEMMs, by name."""
 
 
 def layer_shapes(dim: int) -> dict[str, tuple[int, int]]:
@@ -29,29 +30,29 @@ def layer_shapes(dim: int) -> dict[str, tuple[int, int]]:
     return {"qkv": (3 * dim, dim), "out": (dim, dim), "up": (4 * dim, dim), "down": (dim, 4 * dim)}
 
 
-def refine(cuts: Cuts, options: dict[str, list[GemmConfig]], time: Callable[[Cuts], float]) -> tuple[Cuts, float]:
-    """Cuts that are fastest together: one GEMM's is changed at a time, as long as that gains.
+def refine(configs: Configs, options: dict[str, list[GemmConfig]], time: Callable[[Configs], float]) -> tuple[Configs, float]:
+    """Configs that are fastest together: one GEMM's is changed at a time, as long as that gains.
 
     Args:
-        cuts: to begin with.
+        configs: to begin with.
         options: what each GEMM may have.
-        time: microseconds of a layer with some cuts.
+        time: microseconds of a layer with some configs.
 
     Returns:
-        The cuts and their microseconds.
+        The configs and their microseconds.
     """
-    cuts, best = dict(cuts), time(cuts)
+    configs, best = dict(configs), time(configs)
     while True:
         before = best
         for name, choices in options.items():
-            found = [(time(cuts | {name: cut}), cut) for cut in choices if cut != cuts[name]]
+            found = [(time(configs | {name: config}), config) for config in choices if config != configs[name]]
             # The fastest of many is fast by chance too: only a second time counts.
-            fastest = min(found, key=lambda pair: pair[0], default=(best, cuts[name]))[1]
-            again = time(cuts | {name: fastest})
+            fastest = min(found, key=lambda pair: pair[0], default=(best, configs[name]))[1]
+            again = time(configs | {name: fastest})
             if again < best:
-                cuts[name], best = fastest, again
+                configs[name], best = fastest, again
         if best > before * _WORTH:
-            return cuts, best
+            return configs, best
 
 
 @dataclass(frozen=True)
@@ -78,39 +79,41 @@ class LayerChain:
         self._gemms = {
             name: _Gemm(
                 # With room for what pads the last block.
-                [random_bf16(outputs + _MAX_OUTPUTS, width, device) for _ in range(self._count)],
+                [random_bf16(outputs + MAX_WGMMA_N, width, device) for _ in range(self._count)],
                 torch.zeros(outputs, device=device),
                 torch.zeros(outputs, device=device),
             )
             for name, (outputs, width) in layer_shapes(dim).items()
         }
 
-    def streamed(self, cuts: Cuts) -> float:
+    def streamed(self, configs: Configs) -> float:
         """Microseconds of a layer as a plan streams it."""
-        packed = {name: [as_packed(w, len(gemm.bias), cuts[name]) for w in gemm.weights] for name, gemm in self._gemms.items()}
+        packed = {
+            name: [as_packed(w, len(gemm.bias), configs[name]) for w in gemm.weights] for name, gemm in self._gemms.items()
+        }
         elements = max(workspace_elements(weights[0], self._rows) for weights in packed.values())
         workspace = empty_workspace(elements, self._device)
-        first = row_statistics(self._x, cuts["down"].outputs)
+        first = row_statistics(self._x, configs["down"].tile_n)
 
         def one(name: str, i: int, x: Tensor, read: Tensor | None = None, chunk: int = 0, **around):
             gemm = self._gemms[name]
-            normalised = {} if read is None else {"column_sums": gemm.column_sums, "statistics": read, "chunk": chunk}
+            normalised = {} if read is None else {"column_sums": gemm.column_sums, "stats": read, "stats_chunk": chunk}
             y, _, left = linear_skinny(x, packed[name][i], gemm.bias, workspace, **normalised, **around)
             return y, left
 
         def run() -> None:
             x, left = self._x, first
             for i in range(self._count):
-                qkv, _ = one("qkv", i, x, left, cuts["down"].outputs)
-                x, left = one("out", i, self._attended(qkv, "cuda"), residual=x, with_statistics=True)
-                hidden, _ = one("up", i, x, left, cuts["out"].outputs, gelu=True)
-                x, left = one("down", i, hidden, residual=x, with_statistics=True)
+                qkv, _ = one("qkv", i, x, left, configs["down"].tile_n)
+                x, left = one("out", i, self._attended(qkv, "cuda"), residual=x, with_stats=True)
+                hidden, _ = one("up", i, x, left, configs["out"].tile_n, gelu=True)
+                x, left = one("down", i, hidden, residual=x, with_stats=True)
 
         return graph_time(run, self._device) / self._count
 
     def library(self) -> float:
         """Microseconds of a layer as a plan runs it with the library's GEMMs."""
-        constants = {
+        params = {
             name: [
                 LinearParams(w[: len(gemm.bias)], gemm.bias.bfloat16(), gemm.column_sums if name in ("qkv", "up") else None)
                 for w in gemm.weights
@@ -120,10 +123,14 @@ class LayerChain:
 
         def run() -> None:
             x = self._x
+
+            def one(x: Tensor, params: LinearParams, **around) -> Tensor:
+                return linear(Activations(x), params, **around).x
+
             for i in range(self._count):
-                c = {name: layers[i] for name, layers in constants.items()}
-                x = linear(self._attended(linear(x, c["qkv"]), "auto"), c["out"], residual=x)
-                x = linear(linear(x, c["up"], gelu=True), c["down"], residual=x)
+                c = {name: layers[i] for name, layers in params.items()}
+                x = one(self._attended(one(x, c["qkv"]), "auto"), c["out"], residual=x)
+                x = one(one(x, c["up"], gelu=True), c["down"], residual=x)
 
         return graph_time(run, self._device) / self._count
 
@@ -158,8 +165,8 @@ def random_bf16(rows: int, columns: int, device: torch.device) -> Tensor:
     return (torch.randn(rows, columns, device=device) * columns**-0.5).bfloat16()
 
 
-def as_packed(weight: Tensor, outputs: int, cut: GemmConfig) -> PackedWeight:
-    """A weight of at least the rows that the cut pads `outputs` to. The order of the values does not matter to the time, so
+def as_packed(weight: Tensor, outputs: int, config: GemmConfig) -> PackedWeight:
+    """A weight of at least the rows that the config pads `outputs` to. The order of the values does not matter to the time, so
     they are left where they are."""
-    rows, width = whole_shape(cut, outputs, weight.shape[1])
-    return PackedWeight(weight[:rows].view(rows // cut.outputs, width // 8, cut.outputs, 8), outputs, width, cut)
+    rows, width = whole_shape(config, outputs, weight.shape[1])
+    return PackedWeight(weight[:rows].view(rows // config.tile_n, width // 8, config.tile_n, 8), outputs, width, config)

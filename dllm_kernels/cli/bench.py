@@ -1,8 +1,6 @@
-"""The commands `bench`, two minutes for a person, and `report`, which writes docs/ from results."""
+"""The command `bench`: two minutes for a person."""
 
 import dataclasses
-import importlib.util
-import re
 import shlex
 import sys
 import time
@@ -16,14 +14,15 @@ from dllm_kernels.bench import peers
 from dllm_kernels.bench.compare import guard, matching, verdict
 from dllm_kernels.bench.generation import Bench, failed, measure
 from dllm_kernels.bench.groups import ON_CARD, ON_CPU
-from dllm_kernels.bench.machine import Machine
+from dllm_kernels.bench.machine import reaches
 from dllm_kernels.bench.peers import Case, Weights, baseline
 from dllm_kernels.bench.results import Result, check_place, read
-from dllm_kernels.bench.tables import BEGIN, END, KINDS, kind_of, machine_line, number, readme, share
+from dllm_kernels.bench.wording import machine_line, number, share
 from dllm_kernels.cli.options import DEFAULT_PRESET, AsJson, Batch, Device, Preset, Steps, Threads
 from dllm_kernels.cli.output import emit, notes, out
 from dllm_kernels.inference.load import device_for
 from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.utils.machine import Machine
 from dllm_kernels.utils.validation import BadInput, user_input
 
 ResultFile = Annotated[Path | None, typer.Option(help="a result of the harness, or of bench --output")]
@@ -59,7 +58,7 @@ def bench(
     result = Result("bench", shlex.join(["dllm-kernels", *sys.argv[1:]]), machine.describe(), {}, baseline=baseline(on))
     begin = time.monotonic()
     with notes.status("measuring the machine, then the contenders"):
-        card = machine.reaches()
+        card = reaches(on)
         result.reached = {"bytes_per_s": card.bandwidth, "flops": next(iter(card.rates.values()))}
         names = (peers.PUBLISHED_BF16, baseline(on), peers.OURS)
         try:
@@ -109,38 +108,3 @@ def _show(result: Result, earlier: Result | None) -> None:
         out.print(f"No ratio: {unstable}.")
     if earlier is not None and earlier.machine["name"] != result.machine["name"]:
         out.print(f"The earlier result is of another machine: {earlier.machine['name']}.")
-
-
-def report(
-    results: Annotated[list[Path], typer.Argument(help="files of the harness")],
-    docs: Annotated[Path, typer.Option(help="the folder to write into; README.md stands beside it")] = Path("docs"),
-) -> None:
-    """Write docs/benchmarks.md, its plots with their data, and the table of README.md, from results of the harness."""
-    from dllm_kernels.bench.documents import documents
-    from dllm_kernels.bench.plots import draw, plots
-
-    with user_input():
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("report needs matplotlib: pip install 'dllm-kernels[bench]'")
-        found = [read(path) for path in results]
-        for path, result in zip(results, found, strict=True):
-            if kind_of(result) not in KINDS:
-                raise ValueError(
-                    f"{path} holds the group {result.group!r}, and report reads the harness's: {', '.join(KINDS)}; "
-                    f"a file of bench --output is for bench --compare and --against"
-                )
-        texts, drawn = documents(found), plots(found)
-        beside = docs.parent / "README.md"
-        opening = beside.read_text() if beside.exists() else ""
-        if BEGIN in opening:
-            block = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-            opening = block.sub(lambda _: f"{BEGIN}\n\n{readme(found)}\n\n{END}", opening)
-            beside.write_text(opening)
-            typer.echo(beside)
-        (docs / "plots").mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (docs / name).write_text(text)
-            typer.echo(docs / name)
-        for name, plot in drawn.items():
-            draw(plot, docs / "plots" / f"{name}.svg")
-            typer.echo(docs / "plots" / f"{name}.svg")

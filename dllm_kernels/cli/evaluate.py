@@ -1,7 +1,6 @@
 """The commands `evaluate`, which measures a model's text, and `report-quality`, which writes docs/quality.md of it."""
 
 import importlib.util
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,21 +10,22 @@ import torch
 import typer
 from rich.table import Table
 
-from dllm_kernels.bench.machine import Machine
-from dllm_kernels.bench.tables import number
+from dllm_kernels.bench.wording import number
 from dllm_kernels.cli.options import AsJson, Batch, Device, DtypeOption, Threads
 from dllm_kernels.cli.output import emit, notes, out
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import SOLVERS, time_grid
 from dllm_kernels.evaluation.judge import SMOLLM2, Judge
-from dllm_kernels.evaluation.results import Evaluation, read
+from dllm_kernels.evaluation.results import Evaluation
 from dllm_kernels.evaluation.run import Task, held_out_halves
 from dllm_kernels.evaluation.run import evaluate as run_evaluation
-from dllm_kernels.inference.load import Dtype, device_for, grid_of, stored_model
+from dllm_kernels.inference.load import device_for, stored_model
+from dllm_kernels.inference.options import Dtype, grid_of
 from dllm_kernels.inference.weights import StoredModel
 from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.ldlm import MODULES, build_module
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
+from dllm_kernels.utils.machine import Machine
 from dllm_kernels.utils.validation import user_input
 
 
@@ -103,27 +103,6 @@ def evaluate(
     with notes.status("evaluating") as status:
         run_evaluation(evaluation, task, source, words, reader, frozen, halves, lambda: evaluation.write(output), status.update)
     emit(evaluation.fields(), as_json, lambda _: _show(evaluation))
-
-
-def report_quality(
-    results: Annotated[list[Path], typer.Argument(help="files of evaluate --output")],
-    docs: Annotated[Path, typer.Option(help="the folder to write into")] = Path("docs"),
-) -> None:
-    """Write docs/quality.md and its plots with their data, from evaluations."""
-    from dllm_kernels.evaluation.documents import documents, draw
-
-    with user_input():
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("report-quality needs matplotlib: pip install 'dllm-kernels[eval]'")
-        found = [read(path) for path in results]
-        (docs / "plots").mkdir(parents=True, exist_ok=True)
-        for path, text in documents(found).items():
-            (docs / path).write_text(text)
-            typer.echo(docs / path)
-            if path.endswith(".json"):
-                drawn = (docs / path).with_suffix(".svg")
-                draw(json.loads(text), drawn)
-                typer.echo(drawn)
 
 
 def _steps(text: str) -> list[int]:

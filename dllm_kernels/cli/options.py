@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dllm_kernels.inference.load import Dtype
+from dllm_kernels.inference.options import Dtype
 from dllm_kernels.model.config import PRESETS
 
 DEFAULT_PRESET = "open-dllm-35b-a3b"

@@ -1,13 +1,18 @@
 """What the command line prints: a result as one JSON document or as tables; progress and notes on stderr."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from dllm_kernels.inference.load import Loaded
+from dllm_kernels.utils.device import device_name
 
 out = Console(highlight=False, markup=False)
 notes = Console(stderr=True, highlight=False, markup=False)
@@ -20,6 +25,23 @@ def progress_bar(total: int, done: int = 0, shown: bool = True) -> Iterator[Call
     with Progress(*columns, console=notes, disable=not shown) as progress:
         task = progress.add_task("", total=total, completed=done)
         yield lambda phase="", number=0: progress.update(task, advance=1, description=phase)
+
+
+def say_tokens_only(loaded: Loaded) -> None:
+    """Says why there will be no text, where there is a tokenizer that cannot be read here."""
+    if loaded.tokens_only is not None:
+        notes.print(f"Tokens only: {loaded.tokens_only}")
+
+
+def machine_fields(device: torch.device) -> dict[str, Any]:
+    """What a result says of the machine."""
+    return {
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "torch": torch.__version__,
+    }
 
 
 def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], None]) -> None:

@@ -5,9 +5,8 @@ counter to four 32-bit words. The key is the seed. Value e of a sample's row-maj
 
     (e // 4, step, sample, stream),
 
-so one Philox call serves four neighbours. Sample numbers past 2^32 continue in the upper 24 bits of the stream word, modulo
-2^56.
-This file is the truth in PyTorch integer arithmetic; kernels/philox.py is the same in Triton.
+so one Philox call serves four neighbours. A sample's number has 56 bits: the upper 24 are in the upper bits of the stream's
+word. This file is the truth in PyTorch integer arithmetic; ops/noise/triton_philox.py is the same in Triton.
 """
 
 import math
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor
 
 INITIAL_NOISE, STEP_NOISE, GUMBEL_NOISE = 0, 1, 2
-"""Streams, one for each use of noise, so that none repeats another's values."""
+"""Streams, one for each use of noise, so that no use repeats another's values."""
 
 SAMPLES = 2**56
-"""Samples of a seed; their numbers begin at 0."""
+"""How many samples a seed has; their numbers begin at 0."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -47,12 +46,20 @@ def philox(seed: int | Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -
 
 
 def uniforms(words: Tensor) -> Tensor:
-    """Words in [0, 2^32) to float32 in (0, 1): the odd multiples of 2^-24, exact, so neither 0 nor 1 is hit."""
+    """Words in [0, 2^32) of any shape to float32 in (0, 1): odd multiples of 2^-24, which are exact and never 0 or 1."""
     return ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def words(seed: int | Tensor, first_sample: int | Tensor, step: int, stream: int, batch: int, elements: Tensor) -> Tensor:
-    """Random words of values `elements` (int64, a multiple of 4 long, in runs of 4 from multiples of 4) of `batch` samples.
+    """Random words of some values of `batch` samples.
+
+    Args:
+        seed: the 64-bit key, as of `philox`.
+        first_sample: number of the first sample, an int or an int64 scalar tensor.
+        step: of the solver, from 0.
+        stream: one of the streams above.
+        batch: samples.
+        elements: [n] int64, numbers of the values within a sample: runs of 4 that begin at multiples of 4.
 
     Returns:
         [batch, len(elements)] int64 in [0, 2^32).
@@ -77,6 +84,11 @@ def normals(
 
     Values 2i and 2i + 1 are sqrt(-2 ln u_2i) times the cosine and the sine of 2 pi u_(2i+1).
 
+    Args:
+        seed, first_sample, step, stream, batch: as of `words`.
+        size: values of a sample.
+        device: of the result.
+
     Returns:
         [batch, size] float64.
     """
@@ -87,5 +99,5 @@ def normals(
 
 
 def gumbels(uniform: Tensor) -> Tensor:
-    """Standard Gumbel values -ln(-ln u) of uniforms in (0, 1)."""
+    """Standard Gumbel values -ln(-ln u) of uniforms u in (0, 1), of any shape and floating-point dtype."""
     return -torch.log(-torch.log(uniform))

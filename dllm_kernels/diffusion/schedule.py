@@ -4,7 +4,7 @@ Variance-preserving diffusion from t = 1 (noise) to t = 0 (data), with alpha^2 +
 
     z_t = alpha(t) z0 + sigma(t) eps,    log-SNR(t) = ln(alpha^2 / sigma^2).
 
-A schedule belongs to the model's config, as the model was trained with it. docs/sampling.md has the mathematics.
+A schedule belongs to the model's config, since the model was trained with it. docs/sampling.md has the mathematics.
 """
 
 import math
@@ -22,8 +22,8 @@ SCHEDULES = ("tangent", "cosine", "power")
 class NoiseSchedule:
     """alpha, sigma and log-SNR as functions of t, and t as a function of log-SNR.
 
-    Each method takes a float tensor of any shape, on any device, or a number, which stands for a float64 scalar tensor; the
-    result has its shape, dtype and device. Nothing reads a value back to the host. t lies in [0, 1].
+    Each method takes a float tensor of any shape on any device; a number stands for a float64 scalar tensor. The result has
+    the argument's shape, dtype and device. No method waits for the device. t lies in [0, 1].
 
     Attributes:
         name: "tangent": sigma / alpha = d tan(pi t / 2) (TEncDM, arXiv:2402.19097); "cosine": the same with d = 1, so
@@ -54,7 +54,7 @@ class NoiseSchedule:
         """The data's share of z_t: exactly 1 at t = 0 and exactly 0 at t = 1."""
         t = _tensor(t)
         if self.name == "power":
-            # The absolute value of a number that is never positive: its negation would make alpha(1) a negative zero.
+            # expm1 is never positive here. Its absolute value, unlike its negation, gives alpha(1) no negative zero.
             return torch.expm1(self.parameter * torch.log(t)).abs().sqrt()
         data, noise = self._legs(t)
         return data / torch.hypot(data, noise)

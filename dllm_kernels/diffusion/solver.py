@@ -1,6 +1,6 @@
-"""Solvers as coefficient tables, and the times they step through.
+"""Solvers as coefficient tables, and the times that they step through.
 
-Every solver here is one linear update, so it is a row of numbers a step and not code:
+Every solver here is one linear update, so a solver is a table with a row for each step:
 
     z_{i+1} = a_i z_i + b_i z0_i + c_i z0_{i-1} + s_i eps_i,
 
@@ -25,16 +25,16 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, grid: str | Sequence | Te
     Args:
         schedule: the model's noise schedule.
         num_steps: N, how often the denoiser runs.
-        grid: "auto": ("log_snr", *schedule.sampled) where the model has such a range, otherwise "t"; "t": uniform in t from
-            1 to 0; ("log_snr", start, end): N times uniform in log-SNR from `start` up to `end`
-            (`start` alone for N = 1), then t = 0; or the N + 1 times themselves, the last of them 0.
+        grid: "t" is uniform in t from 1 to 0. ("log_snr", start, end) is N times uniform in log-SNR from `start` up to `end`
+            (`start` alone for N = 1), then t = 0. "auto" is ("log_snr", *schedule.sampled) where the model has such a range,
+            otherwise "t". A list is the N + 1 times themselves, the last of them 0.
 
     Returns:
         [N + 1] float64, strictly decreasing within [0, 1], the last exactly 0.
 
     Raises:
-        ValueError: fewer than one step; an unknown grid; ends that are not finite, not in order, or past what t resolves in
-            float64; times of the wrong number, out of order, outside [0, 1], or not ending at 0.
+        ValueError: fewer than one step; an unknown grid; ends that are not finite, out of order, or so far out that float64
+            cannot tell times apart; times of the wrong number, out of order, outside [0, 1], or not ending at 0.
     """
     num_steps = whole_number("num_steps", num_steps, 1)
     if isinstance(grid, str) and grid == "auto":
@@ -63,7 +63,7 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, grid: str | Sequence | Te
 
 
 def coefficient_table(schedule: NoiseSchedule, times: Sequence | Tensor, solver: str, eta: float = 0.0) -> Tensor:
-    """One row (a, b, c, s) a step. A row that arrives at t = 0 is exactly (0, 1, 0, 0), whatever the solver.
+    """A solver's table, a row (a, b, c, s) for each step. The row that ends at t = 0 is exactly (0, 1, 0, 0) for every solver.
 
     Args:
         schedule: the model's noise schedule.

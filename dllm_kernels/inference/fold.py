@@ -1,6 +1,6 @@
 """Folding: what does not depend on the input is computed once, in float64, and put into the weights of the next GEMM.
 
-Weights are folded some rows at a time, so that the float64 copies stay small beside what is packed.
+A weight is folded a few rows at a time, so that its float64 copies stay small beside what is packed.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm_kernels.ops.linear.config import GemmConfig
-from dllm_kernels.ops.linear.op import LinearParams
 from dllm_kernels.ops.linear.packing import PackedWeight, pack, whole_shape
+from dllm_kernels.ops.linear.params import LinearParams
 
-_ELEMENTS = 2**20
+_CHUNK_ELEMENTS = 2**20
+"""Values of a weight that are in float64 at a time."""
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """The dtypes of a plan on a device.
+    """The dtypes of a plan, and its device.
 
     Attributes:
-        weights: what is packed.
-        activations: what GEMMs and attention read and write.
-        tables: coefficients, adaLN's tables and the latents between steps.
+        weights: of the packed weights.
+        activations: of what GEMMs and attention read and write.
+        tables: of the solver's coefficients, adaLN's tables and the latents between steps.
+        device: where all of them are.
     """
 
     weights: torch.dtype
@@ -33,7 +35,10 @@ class Numerics:
 
     @classmethod
     def of(cls, dtype: torch.dtype, device: torch.device) -> "Numerics":
-        """The dtypes for weights of `dtype`; a CPU has float32 activations over 16-bit weights, which is closer."""
+        """The dtypes for weights of `dtype`.
+
+        On a CPU the activations of 16-bit weights are float32, which is nearer to float64.
+        """
         wide = torch.promote_types(dtype, torch.float32)
         return cls(dtype, wide if device.type == "cpu" else dtype, wide, device)
 
@@ -52,7 +57,15 @@ class Numerics:
 
 @dataclass(frozen=True)
 class FoldedLinear:
-    """A packed layer whose bias, column sums, scale and gate may differ by step: [steps, ...] or [1, ...]."""
+    """A linear layer with its surroundings folded in. What differs by step has a row for each step, otherwise one row.
+
+    Attributes:
+        weight: [N, K] in the plan's dtype, or packed for linear_skinny.
+        bias: [steps or 1, N].
+        column_sums: [steps or 1, N], sums along K of W (1 + scale) where the input is normalised, otherwise None.
+        scale: [steps or 1, K], adaLN's scale of the normalised input, or None.
+        gate: [steps or 1, N], adaLN's gate of the product, or None.
+    """
 
     weight: Tensor | PackedWeight
     bias: Tensor
@@ -60,65 +73,17 @@ class FoldedLinear:
     scale: Tensor | None = None
     gate: Tensor | None = None
 
+    @property
+    def packed(self) -> bool:
+        """Whether linear_skinny computes the layer, which then reads and leaves row statistics."""
+        return isinstance(self.weight, PackedWeight)
+
     def at(self, step: int) -> LinearParams:
         """What the layer reads at a step."""
         row = [
             None if t is None else t[step if len(t) > 1 else 0] for t in (self.bias, self.column_sums, self.scale, self.gate)
         ]
         return LinearParams(self.weight, *row)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One folded transformer layer: self-attention, cross-attention where `cross_out` is there, MLP.
-
-    A layer whose self-attention and query were constant has `query_constant` [1, T, H, D] and no `qkv`.
-    """
-
-    heads: int
-    causal: bool
-    qkv: FoldedLinear | None
-    out: FoldedLinear | None
-    query: FoldedLinear | None
-    query_constant: Tensor | None
-    cross_out: FoldedLinear | None
-    up: FoldedLinear
-    down: FoldedLinear
-
-    @property
-    def first(self) -> FoldedLinear:
-        """The first linear layer that reads the layer's normalised input."""
-        if self.qkv is not None:
-            return self.qkv
-        return self.up if self.query is None else self.query
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What passes from layer to layer: x [B, T, K], and what a streamed layer leaves for the next (ops/linear_skinny.py).
-
-    Attributes:
-        x: the activations.
-        scaled: x (1 + scale) for the adaLN scale of the next layer, or None.
-        statistics: row statistics of x in chunks of `chunk` columns, or None.
-    """
-
-    x: Tensor
-    scaled: Tensor | None = None
-    statistics: Tensor | None = None
-    chunk: int = 0
-
-
-@dataclass(frozen=True)
-class Context:
-    """Keys and values [B, S, L, 2, H, D] of L layers on one context, and which of its S entries attend [B, S], or None."""
-
-    key_values: Tensor
-    mask: Tensor | None = None
-
-    def of(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(keys, values) [B, S, H, D] of a layer."""
-        return self.key_values[:, :, layer, 0], self.key_values[:, :, layer, 1]
 
 
 def fold_linear(
@@ -133,25 +98,26 @@ def fold_linear(
     added: Tensor | None = None,
     input_scale: Tensor | None = None,
     input_shift: Tensor | None = None,
-    cut: GemmConfig | None = None,
+    config: GemmConfig | None = None,
 ) -> FoldedLinear:
-    """Folds everything constant around y = gate * (W u + bias) + added into one packed layer.
+    """Folds everything constant around y = gate (W u + bias) + added into one layer (docs/design.md, "Truth and plan").
 
     Args:
-        weight: W [N, K].
-        bias: [N] or None for zero.
-        norm: u is this LayerNorm of the layer's input. Its gain goes into W, whose rows are then centred (x minus its
-            mean is orthogonal to constants); its offset goes into the bias.
-        scale, shift: adaLN's [steps, K]: u is n(x) (1 + scale) + shift. The shift goes into the bias of each step.
-        gate: adaLN's [steps, N].
-        added: [N], a constant added to the result.
-        input_scale, input_shift: [K]: u is x * input_scale + input_shift, without a norm.
-        cut: packs the weight for ops/linear_skinny.py, whose bias is a table.
+        weight: W [N, K], of any dtype on any device; it stays as it is.
+        bias: [N], or None for zero.
+        numerics: dtypes and device of the result.
+        norm: u is this LayerNorm of the layer's input. Its gain goes into W, whose rows are then centred: x minus its mean
+            is orthogonal to constants. Its offset goes into the bias.
+        scale, shift: [steps, K], adaLN's: u is n(x) (1 + scale) + shift. The shift goes into the bias of each step.
+        gate: [steps, N], adaLN's.
+        added: [N], a constant that is added to the result.
+        input_scale, input_shift: [K]: u is x input_scale + input_shift, without a norm.
+        config: packs the weight for linear_skinny with this configuration; the bias is then a table.
     """
     n, k = weight.shape
     exact, float64 = numerics.exact, {"dtype": torch.float64, "device": numerics.device}
     # Padded from the start, so that it is packed in place.
-    shape = (n, k) if cut is None else whole_shape(cut, n, k)
+    shape = (n, k) if config is None else whole_shape(config, n, k)
     whole = torch.zeros(shape, dtype=numerics.weights, device=numerics.device)
     packed = whole[:n, :k]
     normalised = norm is not None or scale is not None
@@ -161,7 +127,7 @@ def fold_linear(
     gain, offset = input_scale, input_shift
     if norm is not None and norm.elementwise_affine:
         gain, offset = norm.weight, norm.bias
-    for part in torch.arange(n).split(max(1, _ELEMENTS // k)):
+    for part in torch.arange(n).split(max(1, _CHUNK_ELEMENTS // k)):
         rows = slice(int(part[0]), int(part[-1]) + 1)
         w = exact(weight[rows])
         if bias is not None:
@@ -183,8 +149,8 @@ def fold_linear(
     if added is not None:
         biases = biases + exact(added)
     return FoldedLinear(
-        whole if cut is None else pack(whole, cut, n, k),
-        numerics.activation(biases) if cut is None else numerics.table(biases),
+        whole if config is None else pack(whole, config, n, k),
+        numerics.activation(biases) if config is None else numerics.table(biases),
         None if sums is None else numerics.table(sums),
         None if scale is None else numerics.table(scale),
         None if gate is None else numerics.table(gate),
@@ -192,13 +158,13 @@ def fold_linear(
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, numerics: Numerics) -> Tensor:
-    """A LayerNorm of constants x [..., K], in float64."""
+    """A LayerNorm of constants x [..., K], in float64 on the plan's device."""
     affine = [None if t is None else numerics.exact(t) for t in (norm.weight, norm.bias)]
     return F.layer_norm(numerics.exact(x), x.shape[-1:], *affine, norm.eps)
 
 
 def apply_linear(x: Tensor, linear: nn.Linear, numerics: Numerics) -> Tensor:
-    """A linear layer of constants x [..., K], in float64, some rows of its weight at a time."""
-    rows = max(1, _ELEMENTS // linear.in_features)
+    """A linear layer of constants: x [..., K] -> [..., N] float64 on the plan's device, a few rows of the weight at a time."""
+    rows = max(1, _CHUNK_ELEMENTS // linear.in_features)
     y = torch.cat([numerics.exact(x) @ numerics.exact(part).T for part in linear.weight.split(rows)], dim=-1)
     return y if linear.bias is None else y + numerics.exact(linear.bias)

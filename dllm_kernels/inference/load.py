@@ -1,12 +1,16 @@
-"""From what is typed or configured to what runs: a model by its name, a device, a dtype, a grid, a tokenizer."""
+"""From options to what runs: a model by its name, its tokenizer, and a device."""
 
-import logging
-from enum import StrEnum
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from dllm_kernels.diffusion.schedule import NoiseSchedule
+from dllm_kernels.diffusion.solver import coefficient_table, time_grid
+from dllm_kernels.inference.options import Dtype, SamplerOptions
+from dllm_kernels.inference.sampler import check_options
 from dllm_kernels.inference.weights import LiveModel, RandomModel, StoredModel
 from dllm_kernels.model.checkpoint import bundled_models
 from dllm_kernels.model.config import PRESETS, LDLMConfig
@@ -15,44 +19,75 @@ from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
 from dllm_kernels.ops.dispatch import check_backend
 from dllm_kernels.utils.device import resolve_device
 
+Source = RandomModel | StoredModel | LiveModel
 
-class Dtype(StrEnum):
-    """Dtypes by their short names."""
 
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
-    fp64 = "fp64"
+@dataclass(frozen=True)
+class Loaded:
+    """What options name, found and opened; no sampler is packed yet.
+
+    Attributes:
+        options: those.
+        source: of the model's weights.
+        tokenizer: turns tokens into text; None where none was asked for and none lies beside the weights, or it cannot be read.
+        tokens_only: why the tokenizer beside the weights cannot be read here; None where nothing is amiss.
+        device: what runs the model.
+    """
+
+    options: SamplerOptions
+    source: Source
+    tokenizer: TextTokenizer | None
+    tokens_only: str | None
+    device: torch.device
 
     @property
-    def torch(self) -> torch.dtype:
-        """The dtype itself."""
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[self]
+    def config(self) -> LDLMConfig:
+        """The model's."""
+        return self.source.config
+
+    def check_sampler(self, steps: int, batch: int, context_len: int = 0, guidance: bool = False) -> int:
+        """Raises the ValueError that a sampler would, without packing it, whether or not its device is here; gives T."""
+        arguments = {"seq_len": None, "eta": None} | self.options.sampler_arguments()
+        solver, seq_len, eta = (arguments[name] for name in ("solver", "seq_len", "eta"))
+        seq_len = self.config.seq_len if seq_len is None else seq_len
+        schedule = NoiseSchedule.from_config(self.config)
+        times = time_grid(schedule, steps, arguments["grid"])
+        coefficient_table(schedule, times, solver, (1.0 if solver == "ddpm" else 0.0) if eta is None else eta)
+        sizes, how = (steps, batch, seq_len, context_len, guidance), (arguments["backend"], arguments["dtype"])
+        check_options(self.config, *sizes, *how, self.device)
+        return seq_len
+
+
+def load(options: SamplerOptions, elsewhere: bool = False) -> Loaded:
+    """Finds what the options name, and sets PyTorch's threads where they say so.
+
+    Args:
+        elsewhere: whether other processes run it. Then nothing is set, and a card is taken by its name: this machine may
+            lack the one that a worker has, and each worker on Ray has one of its own, whatever its number.
+
+    Raises:
+        ValueError, FileNotFoundError: a name does not fit; one sentence.
+    """
+    if not elsewhere:
+        device = device_for(options.device, options.backend, options.threads)
+    elif re.fullmatch(r"cuda(:\d+)?", options.device or ""):
+        device = torch.device("cuda")
+    else:
+        device = device_for(options.device, options.backend, None)
+    source = source_of(options.model, Dtype(options.dtype).torch)
+    return Loaded(options, source, *_tokenizer(options.tokenizer, source), device)
 
 
 def device_for(name: str | None, backend: str, threads: int | None) -> torch.device:
-    """The device asked for, where the backend can run, with PyTorch's threads set. Raises ValueError."""
+    """The device asked for, where the backend can run; where it is a CPU, with PyTorch's threads set. Raises ValueError."""
     device = resolve_device(name)
     check_backend(device, backend)
-    if threads is not None:
+    if threads is not None and device.type == "cpu":
         torch.set_num_threads(threads)
     return device
 
 
-def stored_model(model: str) -> StoredModel:
-    """The checkpoint folder, hub id or bundled model. Raises ValueError or FileNotFoundError."""
-    try:
-        return StoredModel(model)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{model} is no folder here, and the hub does not give it: {error}") from error
-
-
-def is_open_dllm(model: str) -> bool:
-    """Whether a model's name stands for an open-dllm file."""
-    return Path(model).is_file() or Path(model).suffix in (".pt", ".pth")
-
-
-def source_of(model: str, dtype: torch.dtype) -> RandomModel | StoredModel | LiveModel:
+def source_of(model: str, dtype: torch.dtype = torch.bfloat16) -> Source:
     """What a model's name stands for: a preset, a folder, a hub id or a file. Raises ValueError or FileNotFoundError."""
     if model in PRESETS:
         return RandomModel(LDLMConfig.preset(model), dtype=dtype)
@@ -66,27 +101,28 @@ def source_of(model: str, dtype: torch.dtype) -> RandomModel | StoredModel | Liv
     )
 
 
-def grid_of(text: str) -> str | tuple | list[float]:
-    """A sampler's grid from what is typed. Raises ValueError."""
-    name, *ends = text.split(":")
-    try:
-        if name == "log_snr":
-            start, end = map(float, ends)
-            return name, start, end
-        return text if text in ("auto", "t") else [float(t) for t in text.split(",")]
-    except ValueError:
-        raise ValueError(f"grid is {text!r}; it must be auto, t, log_snr:START:END, or times such as 1,0.5,0") from None
+def is_open_dllm(model: str) -> bool:
+    """Whether a model's name stands for an open-dllm file."""
+    return Path(model).is_file() or Path(model).suffix in (".pt", ".pth")
 
 
-def tokenizer_of(tokenizer: str | None, source: RandomModel | StoredModel | LiveModel) -> TextTokenizer | None:
-    """What turns tokens into text: the tokenizer asked for, or the one beside the weights, or None. Raises ValueError."""
+def stored_model(model: str) -> StoredModel:
+    """The checkpoint folder, hub id or bundled model. Raises ValueError or FileNotFoundError."""
     try:
-        if tokenizer is not None:
-            return TextTokenizer(tokenizer)
+        return StoredModel(model)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{model} is no folder here, and the hub does not give it: {error}") from error
+
+
+def _tokenizer(name: str | None, source: Source) -> tuple[TextTokenizer | None, str | None]:
+    """The tokenizer asked for, or the one beside the weights, or None with why that one cannot be read. Raises ValueError."""
+    try:
+        if name is not None:
+            return TextTokenizer(name), None
         if isinstance(source, StoredModel) and has_tokenizer(source.folder):
-            return TextTokenizer(source.folder)
+            return TextTokenizer(source.folder), None
     except ImportError as error:
-        if tokenizer is not None:
+        if name is not None:
             raise ValueError(str(error)) from error
-        logging.getLogger(__name__).warning("Tokens only: %s", error)
-    return None
+        return None, str(error)
+    return None, None

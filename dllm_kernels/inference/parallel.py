@@ -1,8 +1,8 @@
-"""A model larger than a card: model/ under PyTorch's tensor parallelism, by names of its layers (arXiv:1909.08053).
+"""A model larger than a card: model/ under PyTorch's tensor parallelism (arXiv:1909.08053). A packed plan runs on one card.
 
-Attention is split by heads and the MLP by its hidden features, so a layer costs one all-reduce after each `out` and `down`.
-What is wide and read once a step, the modulation, the projections and the lm_head, is split by outputs, which are gathered.
-Norms, learned vectors and the time embedding are small and everywhere. The packed plan stays on one card.
+Attention is split by heads and the MLP by its hidden features, so a layer needs one all-reduce after each `out` and `down`.
+The modulation, the projections and the lm_head are split by outputs, which are gathered. Norms, learned vectors and the time
+embedding are small, so each process has them whole.
 """
 
 from fnmatch import fnmatch
@@ -30,10 +30,10 @@ BY_NAME: dict[str, tuple[type[ParallelStyle], dict]] = {
     "*.project_out": (ColwiseParallel, {"output_layouts": Replicate()}),
     "lm_head": (ColwiseParallel, {"output_layouts": Replicate()}),
 }
-"""How a linear layer is split, by the pattern of its name."""
+"""How a linear layer is split, by a pattern of its name."""
 
 
-def plan(model: LDLM) -> dict[str, ParallelStyle]:
+def parallel_plan(model: LDLM) -> dict[str, ParallelStyle]:
     """The style of each linear layer that is split, by its full name."""
     found = {}
     for name, module in model.named_modules():
@@ -45,15 +45,18 @@ def plan(model: LDLM) -> dict[str, ParallelStyle]:
 
 
 def parallelize(model: LDLM, mesh: DeviceMesh) -> LDLM:
-    """Splits a model over the processes of a mesh; each keeps its own part on its device.
+    """Splits a model over the processes of a mesh; each process keeps its own part on its device.
 
-    Every process calls this with the same weights, on the CPU or mapped from a checkpoint (`LDLM.from_pretrained`): parameters
-    move to the device one at a time, so that a card never holds more than its part and one whole parameter. Call the model with
-    the same arguments in every process; the results are whole and the same in each.
+    Every process calls this with the same weights, on the CPU or mapped from a checkpoint (`LDLM.from_pretrained`). Parameters
+    move to the device one at a time, so a card never holds more than its part and one whole parameter. Every process then calls
+    the model with the same arguments, and gets the same whole results.
 
     Args:
-        model: changed in place; its state dict is then of DTensors, with rows of qkv and key_value in the order of the split.
-        mesh: one-dimensional.
+        model: changed in place. Its state dict then holds DTensors, with rows of qkv and key_value in the order of the split.
+        mesh: of one dimension.
+
+    Returns:
+        The model.
 
     Raises:
         ValueError: heads do not divide over the processes, or the mesh has more than one dimension.
@@ -71,15 +74,15 @@ def parallelize(model: LDLM, mesh: DeviceMesh) -> LDLM:
             if isinstance(module, SelfAttention | CrossAttention):
                 module.heads //= parts
     # Each process has the whole weights, so nothing is sent.
-    parallelize_module(model, mesh, plan(model), src_data_rank=None)
+    parallelize_module(model, mesh, parallel_plan(model), src_data_rank=None)
     return model.to(mesh.device_type)
 
 
 def _by_heads(linear: nn.Linear, kinds: int, heads: int, parts: int) -> None:
     """Reorders output features from (kind, head, feature) to (part, kind, head of the part, feature).
 
-    A contiguous share of the rows is then the queries, keys and values of whole heads, in the order in which the layer's own
-    reshape to (kind, heads of the part, feature) expects them.
+    A process's share of the rows is then contiguous. It holds the queries, keys and values of whole heads, in the order
+    (kind, head of the part, feature) that the layer reshapes them to.
     """
     for name, tensor in list(linear.named_parameters(recurse=False)):
         rest = tensor.shape[1:]

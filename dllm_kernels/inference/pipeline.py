@@ -15,7 +15,7 @@ from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
 from dllm_kernels.utils.validation import real_number, whole_number
 
 KEPT_SAMPLERS = 4
-"""Samplers that a pipeline keeps, each with its packed weights; the one used longest ago goes first."""
+"""Samplers that a pipeline keeps, each with its packed weights. The one that was used longest ago is dropped first."""
 
 OPTIONS = ("solver", "eta", "grid", "seq_len", "batch_invariant", "backend", "dtype", "device")
 """FusedSampler's arguments that a pipeline hands on."""
@@ -23,12 +23,12 @@ OPTIONS = ("solver", "eta", "grid", "seq_len", "batch_invariant", "backend", "dt
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """What a call gives, prompt by prompt.
+    """What a call gives, in the order of the prompts.
 
     Attributes:
         texts: one for each sample, up to its end, without special tokens.
         tokens: [len(texts), T] int64, on the sampler's device.
-        seed: the seed that the samples are of; sample j is sample first_sample + j of it.
+        seed: the 64-bit seed; texts[j] is its sample first_sample + j.
     """
 
     texts: list[str]
@@ -39,21 +39,25 @@ class PipelineOutput:
 class LDLMPipeline:
     """Generates text with a model, a tokenizer and, for prompts, the frozen encoder.
 
-    A call's samples run in batches of one size, through a sampler that is packed (on CUDA captured) once for a number of
-    steps, a batch, and whether there is a prompt and guidance; later calls of the same kind only run it.
+    A call's samples run in batches of one size. A sampler is packed, and on CUDA captured, for a number of steps, a batch size,
+    and whether there is a prompt and guidance; later calls of the same kind reuse it.
 
     Args:
         model: an LDLM, or a source of one.
         tokenizer: of the model's vocabulary.
-        encoder: the frozen encoder that reads prompts, on the samplers' device, or a path or hub id of it, or None for the
-            one that the model's config names, which is loaded at the first prompt.
-        batch_size: the most samples generated together.
+        encoder: the frozen encoder that reads prompts, on the samplers' device; or a path or hub id of it; or None for the
+            one that the model's config names. It is loaded at the first prompt.
+        batch_size: the largest number of samples that are generated together.
         context_len: the longest prompt in the encoder's tokens; None for the model's T.
-        options: of every FusedSampler (OPTIONS).
+        options: arguments of every FusedSampler, those named in OPTIONS.
+
+    Attributes:
+        config: the model's.
+        tokenizer: the tokenizer.
 
     Raises:
         ValueError: a count does not fit; one sentence.
-        TypeError: an option that is none of FusedSampler's.
+        TypeError: an option that is not one of OPTIONS.
     """
 
     def __init__(
@@ -90,7 +94,9 @@ class LDLMPipeline:
         """A pipeline of a checkpoint folder, hub id or bundled model; its weights are read when a sampler is packed.
 
         Args:
+            model_id: as of `LDLM.from_pretrained`.
             tokenizer: path or hub id; None for the tokenizer beside the weights, or else the encoder's.
+            revision, token: of the hub.
             options: as the constructor takes them.
 
         Raises:
@@ -120,9 +126,9 @@ class LDLMPipeline:
         Args:
             prompt: what to continue, or several; None for text without a prompt.
             num_inference_steps: N, steps of the solver.
-            guidance_scale: w of z0 = u + w (c - u), classifier-free guidance (arXiv:2207.12598); 1 is none.
-            num_return_sequences: samples for each prompt, which follow each other in the output.
-            generator: gives the seed where none is given; without both it is PyTorch's own generator.
+            guidance_scale: w of z0 = u + w (c - u), classifier-free guidance (arXiv:2207.12598); 1 is no guidance.
+            num_return_sequences: samples for each prompt, which follow one another in the output.
+            generator: draws the seed where none is given; None for PyTorch's own generator.
             seed: 64-bit seed.
             first_sample: number of the first sample of the seed.
             temperature: of the tokens' distribution; 0 takes the most likely token.
@@ -151,7 +157,7 @@ class LDLMPipeline:
         for start in range(0, count, batch):
             call = {"seed": seed, "first_sample": first_sample + start, "temperature": temperature}
             if hidden is not None:
-                # The last batch is filled with what its last sample reads, and cut below.
+                # The last batch is filled up with its last prompt; what is too much is dropped below.
                 rows = torch.arange(start, start + batch).clamp(max=count - 1) // num_return_sequences
                 call |= {"context": hidden[rows], "context_mask": mask[rows], "guidance_scale": guidance_scale}
             tokens.append(sampler(**call).tokens)
@@ -159,7 +165,7 @@ class LDLMPipeline:
         return PipelineOutput([self.tokenizer.text(row) for row in tokens.tolist()], tokens, seed)
 
     def refresh(self) -> None:
-        """Lets the packed weights go, after the model's weights changed."""
+        """Drops the packed weights after the model's weights changed; the next call packs them again."""
         self._samplers.clear()
 
     def _encode(self, prompt: str | list[str]) -> tuple[Tensor, Tensor]:

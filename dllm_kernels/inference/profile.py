@@ -3,10 +3,11 @@
 import itertools
 import time
 from collections import defaultdict
+from typing import Any
 
 import torch
 
-from dllm_kernels.inference.sampler import FusedSampler, Progress, SamplerOutput, _exhaust
+from dllm_kernels.inference.sampler import FusedSampler, Progress, SamplerOutput
 
 
 def phase_times(
@@ -14,8 +15,8 @@ def phase_times(
 ) -> tuple[SamplerOutput, dict[str, float]]:
     """Generates once and times it.
 
-    On CUDA the loop is captured a second time, with events between its phases, so this is no call for a hot path; the
-    sampler's own graph stays as it is.
+    On CUDA the generation is captured once more, with events between its phases: too slow for a hot path. The sampler's own
+    graph stays as it is. No other thread may call the sampler meanwhile.
 
     Args:
         sampler: the sampler, which generates without a context.
@@ -29,7 +30,7 @@ def phase_times(
     return _on_cuda(sampler, call) if sampler.device.type == "cuda" else _on_cpu(sampler, call, progress)
 
 
-def _on_cpu(sampler, call, progress) -> tuple[SamplerOutput, dict[str, float]]:
+def _on_cpu(sampler: FusedSampler, call: dict[str, Any], progress: Progress | None) -> tuple[SamplerOutput, dict[str, float]]:
     times = defaultdict(float)
     start = time.perf_counter()
 
@@ -44,30 +45,24 @@ def _on_cpu(sampler, call, progress) -> tuple[SamplerOutput, dict[str, float]]:
     return output, dict(times)
 
 
-def _on_cuda(sampler, call) -> tuple[SamplerOutput, dict[str, float]]:
+def _on_cuda(sampler: FusedSampler, call: dict[str, Any]) -> tuple[SamplerOutput, dict[str, float]]:
     output = sampler(**call)
     phases, events = [], []
 
-    def mark() -> None:
+    def mark(phase: str, number: int) -> None:
+        phases.append(phase)
         # An external event becomes a node of the graph, so that every replay records it.
         events.append(torch.cuda.Event(enable_timing=True, external=True))
         events[-1].record()
 
-    def done(phase: str, number: int) -> None:
-        phases.append(phase)
-        mark()
-
-    with sampler._lock, sampler._on_device(), torch.no_grad():
-        sampler._fill(noise=None, context=None, context_mask=None, guidance_scale=1.0, **call)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
-            mark()
-            _exhaust(sampler._run(sampler._inputs), done)
+    with torch.cuda.device(sampler.device):
+        captured = sampler.capture(mark)
         # The first replay also uploads the graph.
         for _ in range(2):
-            graph.replay()
+            captured.replay()
         torch.cuda.synchronize()
     times = defaultdict(float)
-    for phase, (begin, end) in zip(phases, itertools.pairwise(events), strict=True):
+    # The first mark is the beginning.
+    for phase, (begin, end) in zip(phases[1:], itertools.pairwise(events), strict=True):
         times[phase] += begin.elapsed_time(end) / 1000
     return output, dict(times)

@@ -13,6 +13,8 @@ from dllm_kernels.diffusion.noise import SAMPLES
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
 from dllm_kernels.inference.fold import Numerics
+from dllm_kernels.inference.inputs import CallInputs
+from dllm_kernels.inference.pack import PlanOptions, pack_model
 from dllm_kernels.inference.plan import Plan
 from dllm_kernels.inference.weights import PACKED_MODULES, LiveModel, RandomModel, StoredModel
 from dllm_kernels.model.config import LDLMConfig
@@ -27,7 +29,7 @@ PLAN_OVERHEAD = 1.15
 """What a plan may allocate, as a multiple of its packed weights (docs/design.md, "Truth and plan")."""
 
 Progress = Callable[[str, int], None]
-"""Called with a phase's name ("noise", "denoise", "decode", "lm_head") and its number within the phase, when it is done."""
+"""Called when a phase is done, with its name ("noise", "denoise", "decode" or "lm_head") and, of "denoise", the step from 0."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class SamplerOutput:
     Attributes:
         tokens: [B, T] int64.
         latents: [B, T, d_z] float32 (float64 for a float64 plan), the final z0, standardised.
-        logprobs: [B, T] float32, the log-softmax of the logits at each token, or None.
+        logprobs: [B, T] float32, the log-softmax of the logits at each token in nats, or None.
     """
 
     tokens: Tensor
@@ -46,25 +48,31 @@ class SamplerOutput:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What a call may change, as tensors on the device, so that a captured graph reads them anew."""
+class CapturedGraph:
+    """A generation as one CUDA graph. It reads what the sampler's last call wrote into its inputs.
 
-    seed: Tensor
-    first_sample: Tensor
-    temperature: Tensor
-    guidance_scale: Tensor | None
-    noise: Tensor
-    noise_given: Tensor
-    context: Tensor | None
-    context_mask: Tensor | None
-    context_given: Tensor | None
+    Attributes:
+        graph: what is replayed.
+        output: what a replay writes, [B, ...] as SamplerOutput has it; the next replay overwrites it.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    output: SamplerOutput
+
+    def replay(self) -> SamplerOutput:
+        """Queues the generation on the current stream of the sampler's device, which must be current, and gives `output`.
+
+        Nothing is copied or checked. No other thread may call the sampler until the replay is done.
+        """
+        self.graph.replay()
+        return self.output
 
 
 class FusedSampler:
-    """Generates token sequences with a packed model.
+    """Generates token sequences with a packed model (docs/design.md, "Sampling").
 
     Args:
-        model: an LDLM, whose weights stay as they are, or a source of its parts (sources.py).
+        model: an LDLM, whose weights stay as they are, or a source of its parts (inference/weights.py).
         num_steps: N, steps of the solver, at least 1.
         batch_size: B, samples a call.
         seq_len: T, tokens a sample, up to the model's; None for the model's.
@@ -78,6 +86,11 @@ class FusedSampler:
         backend: "auto", "cuda", "triton" or "torch" (ops/dispatch.py).
         dtype: of the packed weights: bfloat16, float16, float32, or float64 on a CPU.
         device: None for CUDA where there is a card, otherwise the CPU.
+
+    Attributes:
+        config: the model's.
+        plan: the packed model.
+        graph: on CUDA the generation as a captured graph, which every call replays; otherwise None.
 
     Raises:
         ValueError: an argument does not fit the model or the machine; one sentence.
@@ -112,10 +125,13 @@ class FusedSampler:
         table = coefficient_table(schedule, times, solver, (1.0 if solver == "ddpm" else 0.0) if eta is None else eta)
         self.num_steps, self.batch_size, self.seq_len, self.context_len = num_steps, batch_size, seq_len, context_len
         self.guidance, self.logprobs, self.batch_invariant, self.backend = guidance, logprobs, batch_invariant, backend
-        self.numerics = Numerics.of(dtype, self.device)
+        numerics = self.numerics = Numerics.of(dtype, self.device)
+        self._options = PlanOptions(seq_len, batch_size, numerics, context_len, guidance, batch_invariant, backend)
         self._times, self._table = times[:-1], self.numerics.table(table)
         self._reads_previous, self._draws_noise = ((table[:, column] != 0).any().item() for column in (2, 3))
-        self._lock, self._graph = threading.Lock(), None
+        self._lock = threading.Lock()
+        self.plan: Plan | None = None
+        self.graph: CapturedGraph | None = None
         self.refresh()
 
     @classmethod
@@ -127,31 +143,41 @@ class FusedSampler:
         return cls(StoredModel(model_id, revision=revision, token=token), **options)
 
     def refresh(self) -> None:
-        """Packs the weights again, and captures the loop again, after the model's weights changed."""
+        """Packs the weights again, and on CUDA captures the loop again, after the model's weights changed.
+
+        Raises:
+            ValueError: a weight holds NaN or infinity; names it.
+            MemoryError: as the constructor does. The sampler then has no plan until a refresh succeeds.
+        """
         with self._lock, self._on_device(), torch.no_grad():
-            if self._graph is not None:
+            if self.graph is not None:
                 # A replay on another stream may still read what is let go here.
                 self._done.synchronize()
-            self.plan = self._graph = None
-            rows = self.batch_size * self.seq_len * (2 if self.guidance else 1)
-            _check_memory(self.config, self.numerics, rows)
+            self.plan = self.graph = None
+            _check_memory(self.config, self._options)
             changed = self.source.watch()
-            plan = Plan(
-                self.config,
-                self.source,
-                self._times,
-                self.seq_len,
-                self.batch_size,
-                self.context_len,
-                self.guidance,
-                self.numerics,
-                self.batch_invariant,
-                self.backend,
-            )
-            self._inputs = self._empty_inputs()
+            packed = pack_model(self.config, self.source, self._times, self._options)
+            plan = Plan(self.config, packed, self._options)
+            self._inputs = CallInputs.empty(self.config, self._options)
             self.plan, self._changed = plan, changed
             if self.device.type == "cuda":
-                self._capture()
+                self.graph, self._done = self._warmed_up_graph(), torch.cuda.Event()
+
+    def capture(self, on_phase: Progress | None = None) -> CapturedGraph:
+        """Records the generation as one more CUDA graph, over the same inputs; the sampler's own graph stays as it is.
+
+        Args:
+            on_phase: called while the graph is recorded, on the stream that records: with ("begin", 0) before the first
+                phase, then after each phase as `progress` is. What it queues becomes a part of the graph.
+
+        Raises:
+            RuntimeError: the sampler does not run on CUDA, or its last refresh() failed.
+        """
+        if self.device.type != "cuda":
+            raise RuntimeError(f"a graph needs a CUDA card; this sampler runs on {self.device}")
+        self._check_packed()
+        with self._lock, self._on_device(), torch.no_grad():
+            return self._record(torch.cuda.Stream(), on_phase)
 
     def __call__(
         self,
@@ -182,8 +208,7 @@ class FusedSampler:
             ValueError: an argument does not fit; one sentence.
             RuntimeError: the model's weights changed after they were packed, or the last refresh() failed.
         """
-        if self.plan is None:
-            raise RuntimeError("the last refresh() failed; call refresh() again")
+        self._check_packed()
         changed = self._changed()
         if changed:
             raise RuntimeError(f"the model's weights changed after they were packed (first: {changed}); call refresh()")
@@ -191,17 +216,18 @@ class FusedSampler:
         seed, first_sample, temperature, guidance_scale = numbers
         if guidance_scale != 1.0 and not self.guidance:
             raise ValueError("guidance_scale needs a sampler made with guidance=True")
-        self._check_tensors(noise, context, context_mask)
+        self._inputs.check(noise, context, context_mask)
         with self._lock, self._on_device(), torch.no_grad():
-            self._fill(seed, first_sample, noise, context, context_mask, temperature, guidance_scale)
-            if self._graph is None:
-                return _exhaust(self._run(self._inputs), progress)
-            return self._replay()
+            if self.graph is not None:
+                self._done.wait()
+            self._inputs.fill(seed, first_sample, temperature, guidance_scale, noise, context, context_mask)
+            return _exhaust(self._run(), progress) if self.graph is None else self._replay()
 
     # The loop
 
-    def _run(self, inputs: _Inputs) -> Iterator[tuple[str, int]]:
+    def _run(self) -> Iterator[tuple[str, int]]:
         """From first noise to tokens; yields each phase's name and number when it has been issued, returns the output."""
+        inputs, denoiser = self._inputs, self.plan.packed.denoiser
         latents = initial_noise(
             inputs.seed,
             inputs.first_sample,
@@ -216,7 +242,7 @@ class FusedSampler:
         x = self.plan.first_input(latents)
         context = None
         if self.context_len:
-            context = self.plan.context(inputs.context, inputs.context_mask, inputs.context_given, self.guidance)
+            context = self.plan.context(inputs.context, inputs.context_mask, inputs.context_given)
         yield "noise", 0
         for step in range(self.num_steps):
             denoise_update(
@@ -230,8 +256,8 @@ class FusedSampler:
                 inputs.first_sample,
                 self.plan.next_shift(step),
                 inputs.guidance_scale,
-                self.plan.out_scale,
-                self.plan.out_shift,
+                denoiser.norm_scale,
+                denoiser.norm_shift,
                 x.statistics,
                 noise=self._draws_noise,
                 backend=self.backend,
@@ -244,92 +270,34 @@ class FusedSampler:
         yield "lm_head", 0
         return SamplerOutput(tokens, latents, logprobs)
 
-    def _capture(self) -> None:
-        """Records the loop as one CUDA graph, after a run that compiles what is compiled at first use."""
+    def _warmed_up_graph(self) -> CapturedGraph:
+        """The loop as a graph, recorded after a run that compiles what is compiled at first use."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            _exhaust(self._run(self._inputs))
+            _exhaust(self._run())
         side.synchronize()
-        graph, self._done = torch.cuda.CUDAGraph(), torch.cuda.Event()
+        return self._record(side)
+
+    def _record(self, stream: torch.cuda.Stream, on_phase: Progress | None = None) -> CapturedGraph:
+        graph = torch.cuda.CUDAGraph()
         # Without a stream of its own PyTorch captures on one of the first card that it captured on.
-        with torch.cuda.graph(graph, stream=side):
-            self._captured = _exhaust(self._run(self._inputs))
-        self._graph = graph
+        with torch.cuda.graph(graph, stream=stream):
+            if on_phase is not None:
+                on_phase("begin", 0)
+            output = _exhaust(self._run(), on_phase)
+        return CapturedGraph(graph, output)
 
     def _replay(self) -> SamplerOutput:
-        self._graph.replay()
-        out = self._captured
+        out = self.graph.replay()
         fresh = SamplerOutput(out.tokens.clone(), out.latents.clone(), None if out.logprobs is None else out.logprobs.clone())
         # The next call, on whatever stream, writes the inputs after this one has read them.
         self._done.record()
         return fresh
 
-    # Inputs
-
-    def _empty_inputs(self) -> _Inputs:
-        device, b, p = self.device, self.batch_size, self.context_len
-        scalar = torch.zeros((), dtype=torch.int64, device=device)
-        with_context = p > 0
-        return _Inputs(
-            seed=scalar,
-            first_sample=scalar.clone(),
-            temperature=torch.zeros((), device=device),
-            guidance_scale=torch.ones((), device=device) if self.guidance else None,
-            noise=torch.zeros(b, self.seq_len, self.config.latent_dim, dtype=self.numerics.tables, device=device),
-            noise_given=torch.zeros((), dtype=torch.bool, device=device),
-            context=torch.zeros(b, p, self.config.hidden_dim, dtype=self.numerics.activations, device=device)
-            if with_context
-            else None,
-            context_mask=torch.zeros(b, p, dtype=torch.bool, device=device) if with_context else None,
-            context_given=torch.zeros((), dtype=torch.bool, device=device) if with_context else None,
-        )
-
-    def _fill(self, seed, first_sample, noise, context, context_mask, temperature, guidance_scale) -> None:
-        inputs = self._inputs
-        if self._graph is not None:
-            self._done.wait()
-        inputs.seed.fill_((seed + 2**63) % 2**64 - 2**63)
-        inputs.first_sample.fill_(first_sample)
-        inputs.temperature.fill_(temperature)
-        if inputs.guidance_scale is not None:
-            inputs.guidance_scale.fill_(guidance_scale)
-        inputs.noise_given.fill_(noise is not None)
-        if noise is not None:
-            inputs.noise.copy_(noise)
-        if self.context_len:
-            inputs.context_given.fill_(context is not None)
-        if context is not None:
-            length = context.shape[1]
-            inputs.context[:, :length].copy_(context)
-            inputs.context[:, length:].zero_()
-            inputs.context_mask[:, length:].fill_(False)
-            inputs.context_mask[:, :length].copy_(torch.ones_like(context[..., 0]) if context_mask is None else context_mask)
-
-    def _check_tensors(self, noise: Tensor | None, context: Tensor | None, context_mask: Tensor | None) -> None:
-        if context is not None and not self.context_len:
-            raise ValueError("a context needs a sampler made with context_len of at least the prompt's length")
-        if context_mask is not None and context is None:
-            raise ValueError("a context_mask needs a context")
-        batch, width = self.batch_size, self.config.hidden_dim
-        if context is not None and not (context.ndim == 3 and 1 <= context.shape[1] <= self.context_len):
-            raise ValueError(f"context has shape {list(context.shape)}; it must be [{batch}, 1 to {self.context_len}, {width}]")
-        length = 0 if context is None else context.shape[1]
-        for name, tensor, shape, floating in (
-            ("noise", noise, (batch, self.seq_len, self.config.latent_dim), True),
-            ("context", context, (batch, length, width), True),
-            ("context_mask", context_mask, (batch, length), False),
-        ):
-            if tensor is None:
-                continue
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
-            if tensor.device != self.device:
-                raise ValueError(f"{name} is on {tensor.device}; this sampler runs on {self.device}")
-            if tensor.is_floating_point() != floating or not (floating or tensor.dtype == torch.bool):
-                raise ValueError(
-                    f"{name} is {tensor.dtype}; it must be {'a floating-point dtype' if floating else 'torch.bool'}"
-                )
+    def _check_packed(self) -> None:
+        if self.plan is None:
+            raise RuntimeError("the last refresh() failed; call refresh() again")
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
@@ -379,7 +347,8 @@ def checked_call(
     )
 
 
-def _check_memory(config: LDLMConfig, numerics: Numerics, rows: int) -> None:
+def _check_memory(config: LDLMConfig, options: PlanOptions) -> None:
+    numerics, rows = options.numerics, options.copies * options.batch_size * options.seq_len
     with torch.device("meta"):
         count = sum(p.numel() for name in PACKED_MODULES for p in build_module(name, config).parameters())
     # Of a row of the batch, the noise, latents and prediction, and the widest layer's input, inside and output.

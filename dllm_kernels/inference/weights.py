@@ -16,11 +16,15 @@ PACKED_MODULES = ("denoiser", "latent_decoder", "token_decoder", "lm_head")
 """The parts that a generation reads; the latent encoder is not among them."""
 
 Watch = Callable[[], str | None]
-"""Gives the first tensor or module of a source that was written or replaced since the watch began, or None."""
+"""Gives the name of the first tensor or module that was written or replaced since the watch began, or None."""
 
 
 class LiveModel:
-    """The parts of a model in memory, which stay as they are and are watched for changes."""
+    """A model in memory. Its parts are read as they are, and watched for changes.
+
+    Args:
+        model: the model; a plan copies what it needs.
+    """
 
     def __init__(self, model: LDLM):
         self.model, self.config = model, model.config
@@ -30,9 +34,9 @@ class LiveModel:
         return getattr(self.model, name)
 
     def watch(self) -> Watch:
-        """A watch of what autograd counts as a write, of replaced parts, and of optimizers' steps.
+        """A watch that sees writes which autograd counts, replaced parts, and optimizers' steps.
 
-        What is written through `.data`, or through NumPy, is not seen.
+        It does not see what is written through `.data` or through NumPy.
         """
         return _Changes(self.model)
 
@@ -41,7 +45,7 @@ class _Changes:
     """A watch of a live model."""
 
     def __init__(self, model: LDLM):
-        # Every call compares all of them, so the walk over the modules is done here, once.
+        # Every call compares all entries, so the modules are walked over once, here.
         self._slots = [
             (f"{prefix}.{key}".removeprefix("."), holder, key)
             for prefix, module in model.named_modules()
@@ -52,7 +56,7 @@ class _Changes:
         ]
         self._before, self._stepped = self._state(), None
         self._names = {id(holder[key]): name for name, holder, key in self._slots}
-        # Fused optimizers write without telling autograd. The hook holds no watch alive.
+        # Fused optimizers write without telling autograd. The hook keeps no watch alive.
         note = weakref.WeakMethod(self._after_step)
         hook = register_optimizer_step_post_hook(lambda optimizer, *_: _call(note(), optimizer))
         weakref.finalize(self, hook.remove)
@@ -80,8 +84,13 @@ def _call(function: Callable | None, *arguments) -> None:
 class StoredModel:
     """A checkpoint folder, hub id or bundled model, read part by part, so that the whole model is never in memory.
 
+    Args:
+        model_id: as of `LDLM.from_pretrained`.
+        hub_options: revision, token, cache_dir, force_download, local_files_only.
+
     Attributes:
-        folder: where its files lie.
+        config: the model's.
+        folder: where its files are.
 
     Raises:
         FileNotFoundError, ValueError: as `checkpoint.open_folder` and `checkpoint.load_into` do.
@@ -104,10 +113,11 @@ class StoredModel:
 
 
 class RandomModel:
-    """Random weights of a config, part by part: what a speed is measured on where nothing was trained.
+    """Random weights of a config, made part by part, to measure speed without a trained model.
 
     Args:
-        seed: part `name` is the same for the same seed, whatever was built before it.
+        config: the model's.
+        seed: of the weights. A part depends on it alone, not on what was built before.
         dtype: of the weights.
     """
 
@@ -115,7 +125,7 @@ class RandomModel:
         self.config, self._seed, self._dtype = config, seed, dtype
 
     def __call__(self, name: str) -> nn.Module:
-        """The part `name`, newly made. Layers that adaLN-Zero starts at zero are random here, so that they do their work."""
+        """The part `name`, newly made. Layers that adaLN-Zero starts at zero are random too, so that results depend on them."""
         default = torch.get_default_dtype()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)

@@ -1,4 +1,4 @@
-"""Checkpoints: save, load, and the published format's keys. Whatever does not fit is named, and nothing is half-written."""
+"""Checkpoints: save, load, and the published format's keys. An error names what does not fit."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ class Weights:
     """The tensors of a safetensors file, read a part at a time through a memory map.
 
     Args:
-        eight_bit: the file is in the format of quantized.py, and what is read from it is float32.
+        eight_bit: the file is in the format of int8.py; what is read from it is float32.
 
     Raises:
         ValueError: the file is truncated or is not a safetensors file.
@@ -51,14 +51,14 @@ class Weights:
 
 
 def save(folder: Path, config: LDLMConfig, state: dict[str, Tensor], eight_bit: bool = False) -> None:
-    """Writes config.json and model.safetensors into `folder`, with matrices in 8 bits (quantized.py) where asked for.
+    """Writes config.json and model.safetensors into `folder`, with matrices in 8 bits (int8.py) where asked for.
 
     Raises:
-        ValueError: a tensor to be quantised holds NaN or infinity; names it.
+        ValueError: `eight_bit` and a tensor that holds NaN or infinity; names it.
     """
     fields = config.to_dict()
     if eight_bit:
-        # An integer would hide it.
+        # An 8-bit integer would hide NaN.
         check_finite(state.items())
         state, fields = int8.quantize(state), fields | {"weight_format": int8.FORMAT}
     save_file({name: t.detach().contiguous() for name, t in state.items()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -141,7 +141,7 @@ def load_into(module: nn.Module, state: dict[str, Tensor], prefix: str = "") -> 
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raises ValueError that names the first tensor holding NaN or infinity. Allocates nothing of a tensor's size."""
+    """Raises ValueError that names the first tensor that holds NaN or infinity. It copies no tensor."""
     for name, tensor in tensors:
         if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
             raise ValueError(f"{name} holds NaN or infinity")

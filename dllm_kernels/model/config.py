@@ -42,8 +42,9 @@ class LDLMConfig:
         decoder_noise: standard deviation of the noise added to the latent decoder's input in training.
         noise_schedule: "tangent", "cosine" or "power" (diffusion/schedule.py), as the model was trained.
         schedule_parameter: d of "tangent", k of "power"; ignored by "cosine".
-        sampled_log_snr: the ends of the log-SNRs that a sampler steps through where it is not told a grid, least first; None
-            for steps uniform in t. Where a model decides what a text says is measured once it is trained.
+        sampled_log_snr: (start, end) of the natural log-SNRs that a sampler steps through unless it is given a grid, the
+            smaller first; None for steps uniform in t. It is measured on the trained model: between the two the model
+            decides what a text says.
         encoder: path or hub id of the frozen language model, or None.
         encoder_layer: index into its hidden states.
 
@@ -153,7 +154,7 @@ def _checked(field: dataclasses.Field, value: object) -> object:
 
 
 def _rising(ends: Sequence[float]) -> tuple[float, float]:
-    """Two numbers, as JSON and YAML give them in a list too."""
+    """The two ends as a tuple of floats; JSON and YAML give them as a list."""
     numbers = isinstance(ends, (list, tuple)) and all(type(end) in (int, float) for end in ends)
     _require(
         numbers and len(ends) == 2 and -math.inf < ends[0] < ends[1] < math.inf,
@@ -168,7 +169,18 @@ def _require(condition: bool, message: str) -> None:
 
 
 def open_dllm_config(dim: int, vocab_size: int, seq_len: int = 64, proj_in: bool = False, **changes) -> LDLMConfig:
-    """The published architecture at width `dim`; `proj_in` says whether the checkpoint has the self-conditioning projection."""
+    """The published architecture ("open-dllm").
+
+    Args:
+        dim: width d, in features.
+        vocab_size: V.
+        seq_len: T, in tokens.
+        proj_in: whether the checkpoint has the self-conditioning projection.
+        changes: fields of LDLMConfig to replace.
+
+    Raises:
+        ValueError: as LDLMConfig does.
+    """
     dim = whole_number("dim", dim, 1)
     fields = {
         "num_heads": 8,

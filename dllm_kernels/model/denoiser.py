@@ -13,7 +13,7 @@ FREQUENCIES = 256
 
 
 class TimeEmbedding(nn.Module):
-    """Time t in [0, 1] to a vector [B, d]: an MLP of the raw t, or of sinusoids of 1000 t (DiT, arXiv:2212.09748)."""
+    """Times t [B] in [0, 1] to vectors [B, d]: an MLP of t itself, or of sinusoids of 1000 t (DiT, arXiv:2212.09748)."""
 
     def __init__(self, dim: int, sinusoidal: bool):
         super().__init__()
@@ -92,14 +92,14 @@ class Denoiser(nn.Module):
         """Predicts z0.
 
         Args:
-            latents: z_t [B, T, d_z], T up to the config's seq_len.
+            latents: z_t [B, T, d_z] in the weights' dtype, T up to the config's seq_len.
             t: times [B] in [0, 1], 1 is noise.
             previous: the previous prediction of z0 [B, T, d_z], or None.
             context: a prompt's hidden states [B, P, d_h], standardised, or None for the learned null context.
             context_mask: [B, P] bool, True where the prompt has a token; a row of False attends to nothing.
 
         Returns:
-            [B, T, d_z].
+            [B, T, d_z] in the weights' dtype.
         """
         time = self.time_embedding(t)
         x = self.embed(latents, previous)
@@ -115,7 +115,7 @@ class Denoiser(nn.Module):
         return self.project_out(x * (1 + scale) + shift)
 
     def embed(self, latents: Tensor, previous: Tensor | None) -> Tensor:
-        """[B, T, d_z] latents and previous prediction to [B, T, d], before time or positions."""
+        """Latents and the previous prediction, each [B, T, d_z], to [B, T, d], before time or positions are added."""
         if self.project_in is None or (previous is None and self.config.first_prediction == "skip"):
             return latents
         previous = torch.zeros_like(latents) if previous is None else previous

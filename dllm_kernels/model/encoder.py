@@ -1,8 +1,8 @@
 """The frozen language model whose hidden states an LDLM is trained on and prompted with (arXiv:2605.07933, section 3).
 
-Any causal or bidirectional model of transformers serves. Of its L layers only those below the one that is read are loaded:
-`layer` counts as in transformers' `hidden_states`, which has L + 1 entries, the embeddings first; -3 is what layer L - 2
-gives. Entries before the last carry no final norm, so the result is taken where the last loaded layer puts it out.
+Any causal or bidirectional model of transformers serves. `layer` is an index into its `hidden_states`, which has L + 1
+entries: the embeddings, then the output of each of L layers. So -3 is the output of layer L - 2. Layers above it are not
+loaded. Only the last entry has passed the final norm; any other is the last loaded layer's own output.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.utils.device import resolve_device
 
 _SAMPLED = 256
-"""Values of each weight that go into an encoder's identity: enough to tell any two trained models apart."""
+"""Values of each weight that go into an encoder's identity, enough to tell any two trained models apart."""
 
 _NEEDED = "an encoder needs transformers: pip install 'dllm-kernels[text]'"
 
@@ -30,7 +30,7 @@ _swapping = threading.Lock()
 
 
 class Encoder:
-    """A frozen language model, cut above the layer that is read, and its tokenizer.
+    """A frozen language model without the layers above the one that is read, and its tokenizer.
 
     Args:
         path: a folder or hub id of a model that `transformers.AutoModel` loads.
@@ -41,14 +41,14 @@ class Encoder:
     Attributes:
         hidden_dim: features d_h of a hidden state.
         vocab_size: rows of the model's embedding.
-        layer: the index counted from the embeddings, 0 to L.
+        layer: index into the hidden states, from 0, the embeddings, to L.
         max_tokens: the longest text it reads, without special tokens, or None where there is no limit.
         tokenizer: transformers' tokenizer of the model, or None where `path` has none.
-        linear_attention: None for a model without it; otherwise what computes it: "PyTorch" or a package's name.
+        linear_attention: what computes linear attention, "PyTorch" or a package's name; None for a model without it.
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: nothing there, an encoder-decoder model, or a layer that it does not have; one sentence.
+        ValueError: `path` gives no model, or an encoder-decoder model, or it has no such layer; one sentence.
     """
 
     def __init__(
@@ -76,7 +76,12 @@ class Encoder:
 
     @classmethod
     def for_model(cls, config: LDLMConfig, device: torch.device | str | None = None, path: str | None = None) -> "Encoder":
-        """The encoder that a model was trained with, from `path` where its files lie elsewhere.
+        """The encoder that a model was trained with.
+
+        Args:
+            config: names the encoder and the layer.
+            device: as of the constructor.
+            path: a folder or hub id to load it from instead.
 
         Raises:
             ValueError: the config names no encoder, or the encoder does not fit it.
@@ -101,18 +106,18 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, mask: Tensor | None = None, batch_size: int = 256) -> Tensor:
-        """Hidden states of tokens that stand without the model's special tokens, which are put around each row.
+        """Hidden states of rows of tokens. The rows come without special tokens; the model's are put around each row here.
 
         Args:
             tokens: [B, S] integers.
-            mask: [B, S] bool, True at a row's tokens, which come before its padding; None where all are.
+            mask: [B, S] bool, True at a row's tokens, False at the padding after them; None for no padding.
             batch_size: rows that are computed together.
 
         Returns:
             [B, S, d_h] in the encoder's dtype on its device, 0 at padding; a row of padding gives a row of zeros.
 
         Raises:
-            ValueError: rows that are longer than the model reads, or a mask that does not fit or has padding before a token.
+            ValueError: rows are longer than the model reads, or the mask does not fit or has padding before a token.
         """
         tokens = tokens.to(self.device, torch.int64)
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.to(self.device)
@@ -124,7 +129,7 @@ class Encoder:
         """Texts to tokens [B, S] int64 without special tokens and their mask [B, S] bool, padded to the longest.
 
         Raises:
-            ValueError: the encoder has no tokenizer, or a text is empty, longer than the model reads or no Unicode.
+            ValueError: the encoder has no tokenizer, or a text is empty, longer than the model reads or not Unicode.
         """
         if self.tokenizer is None:
             raise ValueError(f"the encoder {self.path} has no tokenizer")
@@ -149,7 +154,7 @@ class Encoder:
 
     @property
     def pad_token(self) -> int:
-        """The token that fills rows; what it is does not matter where a mask says that it is padding."""
+        """The token that pads rows. Any token would do, since a mask says where padding is."""
         known = (None,) if self.tokenizer is None else (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((token for token in known if token is not None), 0)
 
@@ -160,7 +165,7 @@ class Encoder:
         return next((token for token in known if token is not None), None)
 
     def identity(self) -> str:
-        """A hash of what the hidden states depend on: model, layer, dtype, special tokens, and samples of every weight."""
+        """A hash of all that hidden states depend on: model, layer, dtype, special tokens, and samples of every weight."""
         kind = f"{type(self._model).__name__} {self._config.to_json_string()}"
         digest = hashlib.sha256(f"{kind} {self.layer} {self.dtype} {self._before} {self._after}".encode())
         for name, weight in self._model.state_dict().items():
@@ -171,12 +176,12 @@ class Encoder:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes what this encoder reads, in its dtype: the model's config, the loaded weights, the tokenizer.
+        """Writes a folder that loads as this encoder with the same `layer`: config, weights in its dtype, and tokenizer.
 
-        The folder loads with the same `layer`; the layers above it are not in it. Written aside and renamed.
+        Layers above `layer` are not written. The folder has its name only when it is whole.
 
         Raises:
-            ValueError: the folder is there already.
+            ValueError: the folder exists.
         """
         folder = Path(folder)
         if folder.exists():
@@ -199,7 +204,7 @@ class Encoder:
         # What follows a text comes right after its last token.
         padded.scatter_(1, first + lengths + torch.arange(len(after), device=self.device), after.expand(rows, -1))
         attended = torch.arange(padded.shape[1], device=self.device) < first + lengths + len(after)
-        # An empty row attends to its padding, so that no softmax is over nothing; its result is zeroed.
+        # An empty row attends to one padding token, so that no softmax is empty; its result is set to 0.
         attended[:, 0] = True
         with _read(self._layers, self.layer) as found, self._pytorch_only():
             last = self._model(input_ids=padded, attention_mask=attended.long()).last_hidden_state
@@ -221,7 +226,7 @@ class Encoder:
 
     @contextmanager
     def _pytorch_only(self) -> Iterator[None]:
-        """Where there is no card, the functions that transformers took from a package of GPU kernels are its own again."""
+        """On a CPU, puts transformers' own functions in place of those that it took from a package of GPU kernels."""
         with _swapping if self._replaced else nullcontext():
             theirs = [getattr(module, name) for module, name in self._replaced]
             for (module, name), function in zip(self._replaced, theirs, strict=True):
@@ -234,11 +239,11 @@ class Encoder:
 
 
 def prompt_tokenizer(path: str):
-    """An encoder's tokenizer and the longest text that it reads, as `Encoder.max_tokens`, without loading its weights.
+    """An encoder's tokenizer and its `Encoder.max_tokens`, without loading its weights.
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: nothing there, or no tokenizer; one sentence.
+        ValueError: `path` gives no model or no tokenizer; one sentence.
     """
     try:
         from transformers import AutoConfig
@@ -257,7 +262,7 @@ def prompt_tokenizer(path: str):
 
 @contextmanager
 def _read(layers: nn.ModuleList, layer: int) -> Iterator[list[Tensor]]:
-    """A list that gets what goes into the first layer, for layer 0, or what comes out of the last one."""
+    """A list that receives the first layer's input for layer 0, otherwise the last layer's output."""
     found = []
 
     def incoming(module: nn.Module, arguments: tuple, keywords: dict) -> None:
@@ -277,7 +282,7 @@ def _read(layers: nn.ModuleList, layer: int) -> Iterator[list[Tensor]]:
 
 
 def _load(path: str, layer: int, dtype: torch.dtype):
-    """The model up to the layer, its whole config, and the layer and the depth L counted from the embeddings."""
+    """(model up to the layer, the whole model's config, the layer's index from 0 to L, the depth L)."""
     try:
         from transformers import AutoConfig, AutoModel
         from transformers.utils import logging
@@ -285,12 +290,12 @@ def _load(path: str, layer: int, dtype: torch.dtype):
         raise ImportError(_NEEDED) from None
     _check_path(path)
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # Layers that are left out on purpose would be reported as a mistake.
+    # transformers would warn of the layers that are left out on purpose.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         config, whole = (AutoConfig.from_pretrained(path) for _ in range(2))
-        depth = _cut(path, config, layer)
+        depth = _drop_layers_above(path, config, layer)
         model, report = AutoModel.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         if str(error).startswith("the encoder "):
@@ -300,7 +305,7 @@ def _load(path: str, layer: int, dtype: torch.dtype):
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
-    # A model that was trained without a pooler or a final norm is whole without them: neither is read below the last layer.
+    # A pooler or a final norm may be missing: neither is read below the last layer.
     missing = sorted(name for name in report["missing_keys"] if "layer." in name or "layers." in name or ".h." in f".{name}")
     if missing:
         raise ValueError(f"the encoder {path} lacks weights: {', '.join(missing[:3])}")
@@ -319,8 +324,8 @@ def _most_tokens(config, before: tuple[int, ...], after: tuple[int, ...]) -> int
     return positions and positions - len(before) - len(after)
 
 
-def _cut(path: str, config, layer: int) -> int:
-    """Shortens a config to the layers below `layer`; the depth that it had."""
+def _drop_layers_above(path: str, config, layer: int) -> int:
+    """Changes a config to one without the layers above `layer`, and returns the depth L that it had."""
     if config.is_encoder_decoder:
         raise ValueError(f"the encoder {path} is an encoder-decoder model; it must be a single stack of layers")
     text = _text_config(config)
@@ -343,7 +348,7 @@ def _text_config(config):
 def _tokenizer(path: str):
     from transformers import AutoTokenizer
 
-    # Without its own files AutoTokenizer would make an empty tokenizer, or ask the hub.
+    # Without files in the folder AutoTokenizer would make an empty tokenizer, or ask the hub.
     if Path(path).is_dir() and not any(Path(path, name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
     try:
@@ -353,7 +358,7 @@ def _tokenizer(path: str):
 
 
 def _special_tokens(tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer puts before and after a text."""
+    """(tokens before, tokens after) that the tokenizer puts around a text."""
     if tokenizer is None:
         return (), ()
     plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
@@ -362,7 +367,11 @@ def _special_tokens(tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _kernels(model: nn.Module) -> Iterator[tuple[ModuleType, str, str, bool]]:
-    """Functions of the model's files that transformers may take from a package: where, name, package, if they are its own."""
+    """Functions of the model that transformers may take from a package of GPU kernels.
+
+    Yields:
+        (module, function's name, package, whether transformers' own function is in place).
+    """
     for module in {sys.modules[type(part).__module__] for part in model.modules()}:
         for name, function in vars(module).items():
             if inspect.isfunction(function) and hasattr(function, "__wrapped__"):

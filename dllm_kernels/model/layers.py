@@ -1,4 +1,4 @@
-"""The parts every module is made of: attention over named heads, and the MLP. Tensors are [batch, length, features]."""
+"""The parts that every module is made of: attention and the MLP. Tensors are [batch, length, features]."""
 
 from collections.abc import Callable
 
@@ -28,8 +28,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal
 
 
 def learned_vectors(count: int, features: int, deviation: float = 0.02) -> nn.Parameter:
-    """A parameter [1, count, features] of random vectors: queries, positions, a null context."""
-    # A uniform: on the meta device a normal makes PyTorch import its compiler, which takes seconds.
+    """A parameter [1, count, features], uniform with mean 0 and this standard deviation: queries, positions, a null context."""
+    # Not normal: on the meta device that makes PyTorch import its compiler, which takes seconds.
     return nn.Parameter(nn.init.uniform_(torch.empty(1, count, features), -deviation * 3**0.5, deviation * 3**0.5))
 
 
@@ -66,7 +66,7 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear to four times the width, exact GELU, linear back."""
+    """Linear to four times the width, exact GELU (arXiv:1606.08415), linear back."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -79,7 +79,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm self-attention, cross-attention and MLP, each added to x: a Perceiver's layer and the token decoder's."""
+    """Pre-norm self-attention, cross-attention and MLP, each added to x. Perceivers and the token decoder are made of it."""
 
     def __init__(
         self, dim: int, context_dim: int, heads: int, attention: AttentionFunction, bias: bool = False, causal: bool = False

@@ -82,10 +82,10 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
     def save_pretrained(self, save_directory: str | Path, dtype: str | None = None, **hub_options) -> str | None:
         """Writes config.json, model.safetensors and a model card; `hub_options` as in huggingface_hub's ModelHubMixin.
 
-        The files are written aside and renamed when they are whole, so an older checkpoint is there until then.
+        The files are written beside the folder's own and renamed when they are whole: until then an older checkpoint stays.
 
         Args:
-            dtype: None for the weights as they are, "int8" for 8-bit matrices with a scale per output channel (quantized.py).
+            dtype: None for the weights as they are, "int8" for 8-bit matrices with a scale per output channel (int8.py).
 
         Raises:
             ValueError: another dtype, or one together with push_to_hub.
@@ -126,7 +126,10 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
 
 
 class Statistics(nn.Module):
-    """Per-feature mean and standard deviation of latents and hidden states; the identity where nothing was measured."""
+    """Mean and standard deviation of each feature of latents [d_z] and hidden states [d_h].
+
+    `enabled` is False for a config with standardize=False; every method is then the identity.
+    """
 
     def __init__(self, config: LDLMConfig):
         super().__init__()
@@ -137,7 +140,7 @@ class Statistics(nn.Module):
                 self.register_buffer(f"{name}_std", torch.ones(size))
 
     def standardize_latents(self, latents: Tensor) -> Tensor:
-        """Raw latents [..., d_z] to zero mean and unit deviation."""
+        """Raw latents [..., d_z] to latents of mean 0 and deviation 1."""
         return (latents - self.latent_mean) / self.latent_std if self.enabled else latents
 
     def restore_latents(self, latents: Tensor) -> Tensor:
@@ -145,7 +148,7 @@ class Statistics(nn.Module):
         return latents * self.latent_std + self.latent_mean if self.enabled else latents
 
     def standardize_hidden(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., d_h] to zero mean and unit deviation."""
+        """Hidden states [..., d_h] to hidden states of mean 0 and deviation 1."""
         return (hidden - self.hidden_mean) / self.hidden_std if self.enabled else hidden
 
 
@@ -154,7 +157,15 @@ MODULES = ("statistics", "latent_encoder", "denoiser", "latent_decoder", "token_
 
 
 def build_module(name: str, config: LDLMConfig, attention: AttentionFunction = sdpa) -> nn.Module:
-    """One part of the model, so that a plan can be packed from parts without the whole model in memory."""
+    """One part of the model with random weights, so that a plan is packed without the whole model in memory.
+
+    Args:
+        name: of MODULES.
+        config, attention: as of LDLM.
+
+    Raises:
+        ValueError: an unknown name; lists the known ones.
+    """
     match name:
         case "statistics":
             return Statistics(config)

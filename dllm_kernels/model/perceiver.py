@@ -1,4 +1,4 @@
-"""The Perceiver (arXiv:2103.03206): learned queries read a context, layer by layer. Both the latent encoder and decoder."""
+"""The Perceiver (arXiv:2103.03206): learned queries read a context, layer by layer. The latent encoder and decoder."""
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ class Perceiver(nn.Module):
         positions: bool = False,
     ):
         super().__init__()
-        # As large as standardised hidden states, so that attention finds a position from the first step on.
+        # As large as standardised hidden states, so that attention finds a position from the first step of training on.
         self.positions = learned_vectors(config.seq_len, context_dim, deviation=1.0) if positions else None
         self.latents = learned_vectors(config.seq_len, config.dim)
         self.layers = nn.ModuleList(

@@ -7,7 +7,7 @@ from dllm_kernels.model.layers import AttentionFunction, DecoderLayer, sdpa
 
 
 class TokenDecoder(nn.Module):
-    """`torch.nn.TransformerDecoder` semantics with norm_first, GELU, biases and a final LayerNorm; target = memory."""
+    """`torch.nn.TransformerDecoder` with norm_first, GELU, biases and a final LayerNorm; its target is its memory."""
 
     def __init__(self, config: LDLMConfig, attention: AttentionFunction = sdpa):
         super().__init__()

@@ -14,7 +14,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def vocabulary_hash(tokenizer) -> str:
-    """What token windows remember of the tokenizer, one of transformers, that they were made with (training/windows.py)."""
+    """A hash of a transformers tokenizer's vocabulary, 16 hexadecimal digits.
+
+    Token windows store it, so that none is read with another tokenizer (training/windows.py).
+    """
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
 
@@ -26,7 +29,7 @@ class TextTokenizer:
         path: a folder or hub id.
 
     Attributes:
-        end_tokens: the tokenizer's end-of-sequence and separator tokens; a text is over at the first of them.
+        end_tokens: the tokenizer's end-of-sequence and separator tokens. A text ends at the first of them.
 
     Raises:
         ImportError: transformers is not installed.
@@ -51,7 +54,7 @@ class TextTokenizer:
         return vocabulary_hash(self._tokenizer)
 
     def end(self, tokens: Sequence[int]) -> int | None:
-        """The place of the first end token, where the text is over, or None where there is none."""
+        """The index of the first end token, or None where there is none."""
         return next((place for place, token in enumerate(tokens) if token in self.end_tokens), None)
 
     def words(self, tokens: Sequence[int]) -> list[int]:
@@ -59,10 +62,10 @@ class TextTokenizer:
         return [token for token in tokens[: self.end(tokens)] if token not in self._special]
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What a sequence of tokens says, up to its end; special tokens are not shown."""
+        """The text of a sequence of tokens, up to its end, without special tokens."""
         return self._tokenizer.decode(self.words(tokens))
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of each text, without special ones, whatever its length."""
-        # A tokenizer warns of texts longer than its model reads; here they are cut into windows.
+        """The tokens of each text, of any length, without special tokens."""
+        # A tokenizer warns of texts that are longer than its model reads; here they become windows.
         return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

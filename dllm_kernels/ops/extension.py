@@ -4,6 +4,7 @@ import functools
 import importlib
 import re
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -26,6 +27,18 @@ def load() -> ModuleType:
         raise RuntimeError(f"the CUDA kernels cannot be loaded: {error}") from error
 
 
+def launch(kernel: str, call: Any, device: torch.device) -> None:
+    """Queues a kernel on `device`'s current stream; nothing is checked.
+
+    Args:
+        kernel: its name, that of a file in csrc/kernels.
+        call: an object with the fields of the kernel's struct in csrc/include/dllm/kernels.h.
+    """
+    # The extension has a CUDA runtime of its own, which launches on the current device.
+    with torch.cuda.device(device):
+        getattr(load(), kernel)(call, torch.cuda.current_stream(device).cuda_stream)
+
+
 def architectures() -> tuple[str, ...]:
     """What the CUDA kernels were compiled for, e.g. ("sm_90a", "sm_120a"). Raises RuntimeError as `load` does."""
     return load().architectures()
@@ -45,7 +58,7 @@ def cuda_unsupported_reason(device: torch.device) -> str | None:
     return f"the CUDA kernels were compiled for {', '.join(built)}, and this card is sm_{capability[0]}{capability[1]}"
 
 
-def has_warpgroups(device: torch.device) -> bool:
+def has_wgmma(device: torch.device) -> bool:
     """Whether kernels can run in which four warps multiply at once (wgmma): on Hopper, with code for it. Elsewhere than on a
     card as there."""
     if device.type != "cuda":

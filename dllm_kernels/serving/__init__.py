@@ -1,1 +1,1 @@
-"""OpenAI-compatible HTTP on Ray Serve. Ray is imported where it is used, never by importing this package."""
+"""Serving: OpenAI-compatible HTTP, and replicas that batch the rows of many requests. Only ray_serve.py needs Ray."""

@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.exceptions import HTTPException
 
 from dllm_kernels import __version__
+from dllm_kernels.inference.load import load
 from dllm_kernels.serving.limits import Limits, error_body
 from dllm_kernels.serving.protocol import (
     MAX_SAMPLES,
@@ -96,7 +97,7 @@ class Desk:
         self.settings, self.seq_len, self._generate, self._limit = settings, seq_len, generate, limit
         self.metrics, self.draining, self.waiting = Metrics(), False, 0
         self.model = Model(id=settings.model, created=int(time.time()))
-        self._text = Text(settings.model, settings.tokenizer)
+        self._text = Text(load(settings, elsewhere=True).tokenizer)
         self._idle = asyncio.Event()
         self._idle.set()
         self._seconds_a_sample = 0.1

@@ -1,4 +1,4 @@
-"""Rows of many requests, gathered into calls.
+"""Rows of many requests, batched into calls.
 
 Ray Serve's own `serve.batch` closes a batch when its wait is over even while the last one still runs, so that under load calls
 stay small. Here what arrives during a call shares the next one, and the wait counts only for a replica that is idle.

@@ -1,6 +1,7 @@
-"""The server on Ray Serve: a front that speaks HTTP, and replicas with a card each that gather rows into calls."""
+"""The server on Ray Serve: a front that speaks HTTP, and replicas with a card each that batch rows into calls."""
 
 import signal
+import socket
 import threading
 from collections.abc import Callable
 
@@ -18,14 +19,14 @@ NAME = "dllm-kernels"
 
 
 class Replica:
-    """A replica's samplers behind a gatherer."""
+    """A replica's samplers behind a batcher."""
 
     def __init__(self, settings: Settings):
-        self._gatherer = Batcher(Samplers(settings).run, max(settings.batches), settings.wait_s)
+        self._batcher = Batcher(Samplers(settings).run, max(settings.batches), settings.wait_s)
 
     async def __call__(self, row: Row) -> Answer | None:
         """A row's answer; None where nobody waits for it any more."""
-        return await self._gatherer(row)
+        return await self._batcher(row)
 
 
 @serve.ingress()
@@ -55,8 +56,9 @@ def run(settings: Settings, seq_len: int, host: str, port: int, ray: str, say: C
     """Serves until SIGINT or SIGTERM, then answers what was taken, and ends.
 
     Raises:
-        ValueError: no cluster answers at `ray`, or it has too little room.
+        ValueError: nobody can listen at the address, no cluster answers at `ray`, or it has too little room.
     """
+    _check_port(host, port)
     room = connect(ray, settings.device, settings.threads, settings.replicas)
     if room < settings.replicas:
         raise ValueError(f"{settings.replicas} replicas are asked for, and the Ray cluster has room for {room}")
@@ -65,7 +67,7 @@ def run(settings: Settings, seq_len: int, host: str, port: int, ray: str, say: C
     card = {"num_gpus": 1} if settings.device != "cpu" else {"num_cpus": settings.threads}
     replicas = serve.deployment(Replica, name="Replica").options(
         num_replicas=settings.replicas,
-        # The next call is gathered while one runs.
+        # The next call's rows arrive while one runs.
         max_ongoing_requests=2 * max(settings.batches),
         ray_actor_options=card,
         health_check_period_s=2,
@@ -80,3 +82,14 @@ def run(settings: Settings, seq_len: int, host: str, port: int, ray: str, say: C
     stop.wait()
     handle.drain.remote().result(timeout_s=settings.deadline_s + 5)
     serve.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises ValueError where nobody can listen: Ray Serve would look for a way for minutes."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port}: {error}") from error

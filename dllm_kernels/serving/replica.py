@@ -1,4 +1,4 @@
-"""What serves requests on a card: samplers of the captured sizes, and the rows of many requests gathered into their calls."""
+"""A replica: samplers of the captured sizes, and which rows of many requests share one of their calls."""
 
 import math
 import secrets
@@ -8,21 +8,23 @@ from dataclasses import dataclass
 
 import torch
 
-from dllm_kernels.batch.devices import check_on_ray, worker_device
-from dllm_kernels.diffusion.schedule import NoiseSchedule
-from dllm_kernels.diffusion.solver import coefficient_table, time_grid
+from dllm_kernels.batch.ray import check_device
 from dllm_kernels.inference.encode import PromptLimit, load_encoder
-from dllm_kernels.inference.load import Dtype, device_for, grid_of, source_of, tokenizer_of
-from dllm_kernels.inference.sampler import FusedSampler, check_options
+from dllm_kernels.inference.load import load, source_of
+from dllm_kernels.inference.options import SamplerOptions
+from dllm_kernels.inference.sampler import FusedSampler
+from dllm_kernels.model.tokenizer import TextTokenizer
 from dllm_kernels.ops.noise.op import initial_noise
+from dllm_kernels.utils.machine import Machine
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SamplerOptions):
     """What a server serves, and its limits, as plain values that go to every replica.
 
     Attributes:
-        model: a preset, a folder, a hub id or an open-dllm file.
+        device: "cpu" or "cuda", a card a replica.
+        threads: of PyTorch in a replica on a CPU.
         steps: the step counts that a request may ask for, each with samplers of its own; the first where it asks for none.
         batches: the captured batch sizes.
         prompt_len: longest prompt in the encoder's tokens; a longer one gets 400. 0 takes no prompts.
@@ -33,18 +35,14 @@ class Settings:
         most_body: bytes of a request's body.
         most_prompt: characters of a prompt.
         key_digest: SHA-256 of the API key, or None where none is asked for.
+
+    The others are those of SamplerOptions.
     """
 
-    model: str
+    device: str = "cpu"
+    threads: int = 1
     steps: tuple[int, ...] = (10,)
     batches: tuple[int, ...] = (1, 8)
-    solver: str = "ddim"
-    grid: str = "auto"
-    dtype: str = "bf16"
-    device: str = "cpu"
-    backend: str = "auto"
-    threads: int = 1
-    tokenizer: str | None = None
     prompt_len: int = 0
     guidance: bool = False
     replicas: int = 1
@@ -68,22 +66,17 @@ class Settings:
             raise ValueError("ddpm draws noise at every step by the number of the sample, so requests cannot share a call")
         if self.guidance and not self.prompt_len:
             raise ValueError("guidance needs prompts: a model with an encoder, and a prompt_len")
-        device = worker_device(self.device, self.backend)
-        check_on_ray(self.device)
-        Text(self.model, self.tokenizer)
-        config = source_of(self.model, torch.bfloat16).config
+        loaded = load(self, elsewhere=True)
+        check_device(self.device)
         self.prompt_limit()
         for steps in self.steps:
-            schedule = NoiseSchedule.from_config(config)
-            coefficient_table(schedule, time_grid(schedule, steps, grid_of(self.grid)), self.solver, 0.0)
             for batch in self.batches:
-                sizes = steps, batch, config.seq_len, self.prompt_len, self.guidance
-                check_options(config, *sizes, self.backend, Dtype(self.dtype).torch, device)
-        return config.seq_len
+                loaded.check_sampler(steps, batch, self.prompt_len, self.guidance)
+        return loaded.config.seq_len
 
     def prompt_limit(self) -> PromptLimit | None:
         """What refuses prompts that are too long; None where none is taken. Raises ValueError where the model takes none."""
-        return PromptLimit(source_of(self.model, torch.bfloat16).config, self.prompt_len) if self.prompt_len else None
+        return PromptLimit(source_of(self.model).config, self.prompt_len) if self.prompt_len else None
 
 
 @dataclass(frozen=True)
@@ -155,34 +148,26 @@ class Samplers:
     """A replica's samplers, all packed and captured before the first request."""
 
     def __init__(self, settings: Settings):
-        on = device_for(settings.device, settings.backend, settings.threads if settings.device == "cpu" else None)
-        self._settings, self._device, dtype = settings, on, Dtype(settings.dtype).torch
-        source = source_of(settings.model, dtype)
+        loaded, self._settings = load(settings), settings
+        self._device = loaded.device
         self._samplers = {
             (steps, size, guided): FusedSampler(
-                source,
+                loaded.source,
                 steps,
                 size,
-                solver=settings.solver,
-                grid=grid_of(settings.grid),
                 context_len=settings.prompt_len,
                 guidance=guided,
                 logprobs=True,
-                batch_invariant=on.type == "cpu",
-                backend=settings.backend,
-                dtype=dtype,
-                device=on,
+                batch_invariant=loaded.device.type == "cpu",
+                device=loaded.device,
+                **settings.sampler_arguments(),
             )
             for steps in settings.steps
             for size in settings.batches
             for guided in ((False, True) if settings.guidance else (False,))
         }
-        self._encode = load_encoder(source.config, settings.prompt_len, on) if settings.prompt_len else None
-        self._nvml = None
-        if on.type == "cuda":
-            from dllm_kernels.bench.machine import Machine
-
-            self._nvml = Machine(on).nvml
+        self._encode = load_encoder(loaded.config, settings.prompt_len, loaded.device) if settings.prompt_len else None
+        self._nvml = Machine(loaded.device).nvml
 
     def run(self, rows: list[Row]) -> list[Answer | None]:
         """Generates the rows; None for those that nobody waits for any more."""
@@ -235,8 +220,8 @@ class Samplers:
 class Text:
     """Tokens to text: through a tokenizer, or as their numbers where there is none."""
 
-    def __init__(self, model: str, tokenizer: str | None):
-        self._tokenizer = tokenizer_of(tokenizer, source_of(model, torch.bfloat16))
+    def __init__(self, tokenizer: TextTokenizer | None):
+        self._tokenizer = tokenizer
 
     def __call__(self, tokens: list[int]) -> str:
         """The text of a sample."""

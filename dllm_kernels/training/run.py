@@ -19,7 +19,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from dllm_kernels.bench.machine import Machine
 from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.layers import sdpa
 from dllm_kernels.model.ldlm import LDLM
@@ -35,6 +34,7 @@ from dllm_kernels.training.settings import Settings
 from dllm_kernels.training.timesteps import AdaptiveTimesteps
 from dllm_kernels.training.windows import windows
 from dllm_kernels.utils.device import resolve_device
+from dllm_kernels.utils.machine import Machine
 
 MEASURED = 8192
 """Windows over which statistics are measured, at most."""

@@ -1,4 +1,4 @@
-"""What the machine is: its device, its memory, its name, and what it reaches."""
+"""A device: which one, its name and memory, and how fast it streams and multiplies."""
 
 import os
 import resource

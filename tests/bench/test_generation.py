@@ -10,13 +10,13 @@ from dllm_kernels.bench import generation, ops, peers
 from dllm_kernels.bench.baseline import published_generate
 from dllm_kernels.bench.generation import Bench, failed, measure
 from dllm_kernels.bench.groups import groups
-from dllm_kernels.bench.machine import Machine, Nvml
 from dllm_kernels.bench.peers import EAGER_BF16, FP8, GRAPH, OURS, PEERS, PUBLISHED_BF16, PUBLISHED_FP32, Case, Weights
 from dllm_kernels.bench.results import Row
 from dllm_kernels.bench.roofline import Card
 from dllm_kernels.bench.timing import Effort, Sample
 from dllm_kernels.model.config import PRESETS, open_dllm_config
 from dllm_kernels.model.layers import sdpa
+from dllm_kernels.utils.machine import Machine, Nvml
 from tests.inference.reference_sampler import reference_sample
 from tests.models import randomized
 

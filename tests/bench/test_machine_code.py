@@ -35,15 +35,15 @@ def test_a_kernel_for_other_architectures_is_empty():
 
 
 @needs_module
-def test_the_linear_by_warpgroups(built):
-    found = [kernel for kernel in built if kernel.title.startswith("linear_warpgroup<")]
+def test_the_skinny_linear_by_wgmma(built):
+    found = [kernel for kernel in built if kernel.title.startswith("linear_skinny_wgmma<")]
     assert len(found) == 24 and {kernel.architecture for kernel in found} == {"sm_90a"}
     for kernel in found:
         assert kernel.defects() == [], kernel.title
         assert kernel.count("UBLKCP") >= 1 and kernel.count("UTMALDG") >= 1 and kernel.count("LDS.128") >= 6, kernel.title
         assert kernel.count("HGMMA") >= 4 and kernel.count("HMMA") == 0, kernel.title
         # Two blocks on an SM, of eight warps, or of twelve for 128 rows.
-        warps = 4 * int(re.findall(r"\d+", kernel.title)[2]) + 4
+        warps = int(re.findall(r"\d+", kernel.title)[0]) // 16 + 4
         assert 2 * warps * -(-kernel.usage["REG"] * 32 // 256) * 256 <= 65_536, kernel.title
 
 
@@ -71,7 +71,7 @@ def test_loads_that_are_pending_are_found():
 @needs_module
 def test_the_sums_of_peers_are_there_before_a_block_says_that_it_has_read_them(built):
     """PTX orders no reads before a relaxed arrival; a value that has been added up has been read."""
-    clusters = [k for k in built if re.match(r"linear_warpgroup<\d+, [248],", k.title)]
+    clusters = [k for k in built if re.match(r"linear_skinny_wgmma<\d+, \d+, [248]>", k.title)]
     assert len(clusters) == 17
     for kernel in clusters:
         loads, pending = pending_at_the_second_arrival(kernel.sass)
@@ -88,8 +88,8 @@ def test_three_blocks_of_denoise_update_fit_an_sm_of_hopper(built):
 
 
 @needs_module
-def test_the_linear_in_tiles(built):
-    found = [kernel for kernel in built if kernel.title.startswith("linear_tiled<")]
+def test_the_persistent_linear(built):
+    found = [kernel for kernel in built if kernel.title.startswith("linear_persistent<")]
     assert len(found) == 2 and {kernel.architecture for kernel in found} == {"sm_90a"}
     for kernel in found:
         assert kernel.defects() == [], kernel.title
@@ -100,10 +100,10 @@ def test_the_linear_in_tiles(built):
 
 @needs_module
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
-def test_streamed_kernels_have_the_instructions_meant(built, architecture):
-    streamed = [k for k in built if k.architecture == architecture and k.title.startswith(("linear<", "lm_head<"))]
-    assert len([k for k in streamed if k.title.startswith("linear<")]) == 8
-    for kernel in streamed:
+def test_skinny_kernels_have_the_instructions_meant(built, architecture):
+    skinny = [k for k in built if k.architecture == architecture and k.title.startswith(("linear_skinny<", "lm_head_skinny<"))]
+    assert len([k for k in skinny if k.title.startswith("linear_skinny<")]) == 8
+    for kernel in skinny:
         assert kernel.defects() == [], kernel.title
         assert kernel.count("UBLKCP") >= 1 and kernel.count("UTMALDG") >= 1, kernel.title
         if architecture == "sm_90a":
@@ -114,10 +114,10 @@ def test_streamed_kernels_have_the_instructions_meant(built, architecture):
 
 @needs_module
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
-def test_two_blocks_of_the_linear_fit_an_sm(built, architecture):
+def test_two_blocks_of_the_skinny_linear_fit_an_sm(built, architecture):
     for kernel in built:
-        if kernel.architecture == architecture and kernel.title.startswith("linear<"):
-            warps_n, warps_m = map(int, re.findall(r"\d+", kernel.title)[:2])
+        if kernel.architecture == architecture and kernel.title.startswith("linear_skinny<"):
+            warps_m, warps_n = map(int, re.findall(r"\d+", kernel.title)[3:5])
             # Registers are given out in lots of 256 a warp (CUDA C++ Programming Guide, Compute Capabilities).
             warps, of_a_warp = warps_n * warps_m, -(-kernel.usage["REG"] * 32 // 256) * 256
             assert (2 if warps <= 8 else 1) * warps * of_a_warp <= 65_536, kernel.title
@@ -128,5 +128,5 @@ def test_info_prints_the_table():
     rows = json.loads(run("info", "--kernels", "--json").stdout)["kernels"]
     assert {row["architecture"] for row in rows} == {"sm_90a", "sm_120a"}
     assert all(row["spills"] == row["stack_bytes"] == row["local_bytes"] == 0 for row in rows)
-    assert any(row["kernel"] == "linear<8, 1, 2, 8, 1>" and row["instructions"]["HMMA"] > 0 for row in rows)
-    assert "linear<8,1,2,8,1>" in run("info", "--kernels").stdout
+    assert any(row["kernel"] == "linear_skinny<64, 256, 32, 1, 8>" and row["instructions"]["HMMA"] > 0 for row in rows)
+    assert "linear_skinny<64,256,32,1,8>" in run("info", "--kernels").stdout

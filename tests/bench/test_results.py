@@ -1,14 +1,12 @@
-"""Files of results, how they are taken up again, fits, comparisons and the guard."""
+"""Files of results, how they are taken up again, comparisons and the guard."""
 
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from dllm_kernels.bench import groups as bench_groups
 from dllm_kernels.bench.compare import guard, verdict
-from dllm_kernels.bench.fit import growth
 from dllm_kernels.bench.groups import Group, locate
 from dllm_kernels.bench.peers import GRAPH, OURS
 from dllm_kernels.bench.results import Result, Row, file_name, read, resumed
@@ -88,7 +86,7 @@ class TestResume:
         card = bench_groups.Machine.__new__(bench_groups.Machine)
         card.device, card.nvml, card.unsupported_reason = bench_groups.torch.device("cpu"), None, None
         monkeypatch.setattr(card, "describe", lambda: MACHINE, raising=False)
-        monkeypatch.setattr(bench_groups.Machine, "reaches", lambda self: Reached())
+        monkeypatch.setattr(bench_groups, "reaches", lambda device: Reached())
         found, path = locate(group, card, tmp_path, "first", rerun=False)
         with pytest.raises(KeyboardInterrupt):
             bench_groups.run(group, card, found, path)
@@ -106,31 +104,6 @@ class Reached:
     """A card's rates."""
 
     bandwidth, rates = 1e12, {bench_groups.torch.bfloat16: 1e14}
-
-
-class TestFit:
-    @pytest.mark.parametrize(("constant", "slope", "exponent"), [(2.0, 0.5, 1.0), (0.0, 3.0, 0.5), (1.0, 0.01, 1.9)])
-    def test_a_known_law(self, constant, slope, exponent):
-        xs = [1.0, 2.0, 4.0, 16.0, 64.0, 256.0]
-        found = growth(xs, [constant + slope * x**exponent for x in xs])
-        assert (found.constant_ms, found.slope_ms, found.exponent) == pytest.approx(
-            (constant, slope, exponent), rel=1e-6, abs=1e-6
-        )
-        assert found.residual < 1e-6
-
-    def test_what_the_law_does_not_explain_is_its_residual(self):
-        xs, noise = np.array([1.0, 2, 4, 8, 16, 32, 64, 128]), np.array([1, -1, 1, -1, 1, -1, 1, -1]) * 0.1
-        found = growth(list(xs), list((1 + xs) * (1 + noise)))
-        assert 0.05 < found.residual < 0.11 and found.exponent == pytest.approx(1, abs=0.2)
-
-    def test_a_constant_is_never_negative(self):
-        xs = [1.0, 2.0, 3.0, 4.0]
-        assert growth(xs, [0.1, 1.1, 2.1, 3.1]).constant_ms >= 0
-
-    @pytest.mark.parametrize(("xs", "ms"), [([1, 2, 3], [1, 2, 3]), ([0, 1, 2, 3], [1, 1, 1, 1]), ([1, 2, 3, 4], [1, 2, 3, 0])])
-    def test_too_little_to_fit(self, xs, ms):
-        with pytest.raises(ValueError, match="at least four positive points"):
-            growth(xs, ms)
 
 
 class TestCompare:

@@ -116,14 +116,15 @@ def test_the_written_ldlm_reads_its_modulation_and_its_null_context():
 )
 def test_folded_work_is_what_a_plan_packs(config):
     steps = 3
-    plan = FusedSampler(randomized(config), steps, device="cpu", dtype=torch.float32).plan
-    rows = work_of(config, steps)
-    assert rows["latent_decoder"].weights == packed(plan.latent_layers, plan.latent_key_value, plan.latent_out)
-    assert rows["token_decoder"].weights == packed(plan.token_layers, plan.token_key_value)
-    assert rows["lm_head"].weights == plan.lm_head_weight.numel()
-    each_step = steps * packed(plan.denoiser_layers, plan.project_out)
+    model = FusedSampler(randomized(config), steps, device="cpu", dtype=torch.float32).plan.packed
+    rows, latent_decoder, denoiser = work_of(config, steps), model.latent_decoder, model.denoiser
+    decoder_parts = (latent_decoder.layers, latent_decoder.key_value, latent_decoder.project_out)
+    assert rows["latent_decoder"].weights == packed(*decoder_parts)
+    assert rows["token_decoder"].weights == packed(model.token_decoder.layers, model.token_decoder.key_value)
+    assert rows["lm_head"].weights == model.lm_head.weight.numel()
+    each_step = steps * packed(denoiser.layers, denoiser.project_out)
     skipped = config.first_prediction == "skip"
-    assert rows["denoiser"].weights == each_step + (steps - skipped) * packed(plan.project_in)
+    assert rows["denoiser"].weights == each_step + (steps - skipped) * packed(denoiser.project_in)
 
 
 def packed(*parts):

@@ -8,20 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.command import TINY, message, run, save_ours, save_published
+from tests.cli.command import TINY, message, run
 from tests.models import randomized
 
 without_card = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_ours(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    return save_published(tmp_path_factory.mktemp("published") / "untrained.pt")
 
 
 class Opens:
@@ -154,7 +144,7 @@ class TestWhatIsNotBadInput:
         def interrupt(*arguments, **options):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("dllm_kernels.cli.main.phase_times", interrupt)
+        monkeypatch.setattr("dllm_kernels.cli.generate.phase_times", interrupt)
         assert run("generate", "tiny", "--steps", 1, "--device", "cpu", code=130).stdout == ""
 
     @pytest.mark.parametrize("error", [ValueError, OSError, KeyError, RuntimeError])
@@ -162,7 +152,7 @@ class TestWhatIsNotBadInput:
         def bug(*arguments, **options):
             raise error("a bug")
 
-        monkeypatch.setattr("dllm_kernels.cli.main.phase_times", bug)
+        monkeypatch.setattr("dllm_kernels.cli.generate.phase_times", bug)
         with pytest.raises(error, match="a bug"):
             run("generate", "tiny", "--steps", 1, "--device", "cpu")
 

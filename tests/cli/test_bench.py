@@ -1,7 +1,5 @@
-"""The commands `bench` and `report`."""
+"""The command `bench`."""
 
-import dataclasses
-import json
 import subprocess
 import sys
 
@@ -9,14 +7,11 @@ import pytest
 import torch
 
 from dllm_kernels.bench import generation, peers
-from dllm_kernels.bench.documents import documents
 from dllm_kernels.bench.peers import EAGER_BF16, OURS, PUBLISHED_BF16
 from dllm_kernels.bench.results import check_place
 from dllm_kernels.bench.results import read as read_result
-from dllm_kernels.bench.tables import BEGIN, END, readme
 from dllm_kernels.bench.timing import Sample
 from tests.cli.command import message, read, run
-from tests.report.test_benchmarks import sweep, table
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TINY = ("bench", "--preset", "tiny", "--steps", 2, "--rounds", 3, "--device", "cpu")
@@ -29,7 +24,7 @@ def seconds(monkeypatch):
     timed = lambda call: told["ours"] if isinstance(call, peers.Sampled) else 2.0  # noqa: E731
     monkeypatch.setattr(generation, "stopwatch", lambda device: timed)
     # Whatever else this machine does.
-    monkeypatch.setattr("dllm_kernels.bench.machine.Machine.sample", lambda self: Sample())
+    monkeypatch.setattr("dllm_kernels.utils.machine.Machine.sample", lambda self: Sample())
     return told
 
 
@@ -87,9 +82,7 @@ class TestBench:
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("b.json", "{}")]
 
     def test_nothing_of_it_is_imported_without_need(self):
-        program = (
-            "import sys, dllm_kernels.cli.main; print({'matplotlib', 'torchao', 'dllm_kernels.bench.plots'} & set(sys.modules))"
-        )
+        program = "import sys, dllm_kernels.cli.main; print({'matplotlib', 'torchao', 'benchmarks'} & set(sys.modules))"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout == "set()\n"
 
@@ -98,46 +91,3 @@ def _refused(row):
     if row.contender == OURS:
         row.reason = "it is wrong"
     return row.contender != OURS
-
-
-class TestReport:
-    @pytest.fixture
-    def files(self, tmp_path):
-        results = [table(), sweep((1, 2, 4, 8), float)]
-        paths = [tmp_path / f"{number}.json" for number in range(2)]
-        for result, path in zip(results, paths, strict=True):
-            result.write(path)
-        return paths
-
-    def test_it_writes_docs_and_the_readmes_table(self, files, tmp_path):
-        results = [read_result(path) for path in files]
-        (tmp_path / "README.md").write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
-        run("report", *files, "--docs", tmp_path / "docs")
-        for name, text in documents(results).items():
-            assert (tmp_path / "docs" / name).read_text() == text
-        assert (tmp_path / "README.md").read_text() == f"# Title\n\n{BEGIN}\n\n{readme(results)}\n\n{END}\n\nAfter.\n"
-        drawn = {path.stem for path in (tmp_path / "docs" / "plots").glob("*.svg")}
-        assert drawn == {path.stem for path in (tmp_path / "docs" / "plots").glob("*.json")} and len(drawn) == 3
-
-    def test_a_readme_without_the_marks_is_left_alone(self, files, tmp_path):
-        (tmp_path / "README.md").write_text("# Title\n")
-        run("report", *files, "--docs", tmp_path / "docs")
-        assert (tmp_path / "README.md").read_text() == "# Title\n"
-
-    def test_what_is_no_result_is_named_and_nothing_written(self, files, tmp_path):
-        (tmp_path / "old.json").write_text(json.dumps({"bench": {}}))
-        said = message("report", *files, tmp_path / "old.json", "--docs", tmp_path / "docs")
-        assert said.startswith(f"{tmp_path / 'old.json'} is not a result") and not (tmp_path / "docs").exists()
-
-    def test_a_file_of_bench_is_named_with_what_it_is_for(self, files, tmp_path):
-        dataclasses.replace(table(), group="bench").write(tmp_path / "b.json")
-        said = message("report", *files, tmp_path / "b.json", "--docs", tmp_path / "docs")
-        assert said == (
-            f"{tmp_path / 'b.json'} holds the group 'bench', and report reads the harness's: table, autotune, ops, sweep; "
-            "a file of bench --output is for bench --compare and --against"
-        )
-        assert not (tmp_path / "docs").exists()
-
-    def test_without_matplotlib_it_says_what_to_install(self, files, tmp_path, monkeypatch):
-        monkeypatch.setattr("dllm_kernels.cli.bench.importlib.util.find_spec", lambda name: None)
-        assert "pip install 'dllm-kernels[bench]'" in message("report", *files, "--docs", tmp_path / "docs")

@@ -1,5 +1,6 @@
 #include "calls.h"
 
+#include "dllm/describe.h"
 #include "dllm/kernels.h"
 
 namespace dllm::emulate {
@@ -20,10 +21,11 @@ namespace dllm {
 
 DLLM_KERNEL(attention, Attention)
 DLLM_KERNEL(denoise_update, DenoiseUpdate)
-DLLM_KERNEL(linear, Linear)
-DLLM_KERNEL(linear_tiled, TiledLinear)
-DLLM_KERNEL(lm_head, LmHead)
-DLLM_KERNEL(lm_head_chunk, LmHeadChunk)
-DLLM_KERNEL(lm_head_tiled, TiledLmHead)
+DLLM_KERNEL(linear_persistent, LinearPersistent)
+DLLM_KERNEL(linear_skinny, LinearSkinny)
+DLLM_KERNEL(linear_skinny_wgmma, LinearSkinny)
+DLLM_KERNEL(lm_head_chunked, LmHeadChunked)
+DLLM_KERNEL(lm_head_persistent, LmHeadPersistent)
+DLLM_KERNEL(lm_head_skinny, LmHeadSkinny)
 
 }  // namespace dllm

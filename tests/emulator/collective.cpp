@@ -16,7 +16,7 @@ bool same_place(const Where& a, const Where& b) {
 namespace {
 
 // Lanes that have ended are not waited for.
-bool lamport_ready(const Meeting& meeting, const Warp& warp) {
+bool complete(const Meeting& meeting, const Warp& warp) {
     return (meeting.mask & warp.alive & ~meeting.arrived) == 0;
 }
 
@@ -46,7 +46,7 @@ void meet(uint32_t mask, void* operand, void (*finish)(const Meeting&), const ch
     }
     meeting.operands[thread.lane] = operand;
     meeting.arrived |= bit;
-    if (!lamport_ready(meeting, warp)) {
+    if (!complete(meeting, warp)) {
         park(what, where);
         return;
     }
@@ -191,7 +191,7 @@ void leave_collectives(Thread& thread) {
     Warp& warp = *thread.warp;
     for (size_t i = 0; i < warp.meetings.size();) {
         const Meeting meeting = warp.meetings[i];
-        if (!lamport_ready(meeting, warp)) {
+        if (!complete(meeting, warp)) {
             ++i;
             continue;
         }

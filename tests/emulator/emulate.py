@@ -1,26 +1,31 @@
 """Runs the CUDA kernels on a CPU: tests/emulator compiled with csrc/kernels as plain C++, under sanitizers.
 
-A kernel has a line here, `Linear = call_type(...)`, and one in tests/emulator/calls.cpp. A run is a process of its own: what
-a kernel does wrong ends it and is raised here.
+A kernel has a line in tests/emulator/calls.cpp; its struct is read from csrc/include/dllm/kernels.h and filled from the
+dataclass that the op has. A run is a process of its own: what a kernel does wrong ends it and is raised here.
 """
 
 import ctypes
 import fcntl
+import functools
 import hashlib
 import os
 import re
 import shutil
 import struct
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-INCLUDES = [CSRC / "emulate", CSRC / "include", CSRC / "kernels"]
+EMULATOR = Path(__file__).parent
+INCLUDES = [EMULATOR, CSRC / "include", CSRC / "kernels"]
 BUILDS = ROOT / "build" / "emulate"
+RUNNER, DESCRIBE = "tests/emulator/runner.cpp", "tests/emulator/describe.cpp"
 COMPILER = shutil.which("g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fno-strict-aliasing", "-ftrivial-auto-var-init=pattern"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -33,34 +38,7 @@ class EmulationError(Exception):
     """What the emulated machine or a sanitizer reported."""
 
 
-class Call(ctypes.Structure):
-    """A launcher's structure, made by `call_type`; a pointer is given as a tensor or None, an array as a sequence."""
-
-    function: str
-
-    def __init__(self, **values):
-        kinds = dict(self._fields_)
-        assert values.keys() == kinds.keys(), f"fields {sorted(values.keys() ^ kinds.keys())}"
-        self.tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        for name, value in values.items():
-            if isinstance(value, list | tuple):
-                setattr(self, name, kinds[name](*value))
-            elif name not in self.tensors:
-                setattr(self, name, value)
-
-
-def call_type(name: str, function: str, path: str = "csrc/include/dllm/kernels.h") -> type[Call]:
-    """The `Call` of a launcher `function(const name&, cudaStream_t)`, with the fields that the C++ structure has."""
-    text = re.sub(r"//.*", "", (ROOT / path).read_text())
-    (body,) = re.findall(rf"struct {name} {{(.*?)}};", text, re.DOTALL)
-    fields = []
-    for kind, pointer, names in re.findall(r"(?:const )?(\w+)(\*?) ([^;]+);", body):
-        for field, count in re.findall(r"(\w+)(?:\[(\d+)\])?", names):
-            c_type = ctypes.c_void_p if pointer else C_TYPES[kind]
-            fields.append((field, c_type * int(count) if count else c_type))
-    return type(name, (Call,), {"function": function, "_fields_": fields})
-
-
+KERNELS_H = "csrc/include/dllm/kernels.h"
 C_TYPES = {
     "bool": ctypes.c_bool,
     "float": ctypes.c_float,
@@ -68,15 +46,58 @@ C_TYPES = {
     "uint32_t": ctypes.c_uint32,
     "int64_t": ctypes.c_int64,
     "uint64_t": ctypes.c_uint64,
-    "Dtype": ctypes.c_int,  # 0 float32, 1 bfloat16
+    "Dtype": ctypes.c_int,
 }
-DenoiseUpdate = call_type("DenoiseUpdate", "denoise_update")
-Attention = call_type("Attention", "attention")
-Linear = call_type("Linear", "linear")
-TiledLinear = call_type("TiledLinear", "linear_tiled")
-LmHead = call_type("LmHead", "lm_head")
-TiledLmHead = call_type("TiledLmHead", "lm_head_tiled")
-LmHeadChunk = call_type("LmHeadChunk", "lm_head_chunk")
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@functools.cache
+def structure(name: str, path: str = KERNELS_H) -> type[ctypes.Structure]:
+    """The C++ struct that `DLLM_CALL(name, LIST)` makes of a list of fields (csrc/include/dllm/call.h)."""
+    text = re.sub(r"//.*|/\*.*?\*/", "", (ROOT / path).read_text()).replace("\\\n", " ")
+    lists = dict(re.findall(r"#define (\w+)\(X\) *(.*)", text))
+    (chosen,) = re.findall(rf"DLLM_CALL\({name}, (\w+)\)", text)
+    fields = []
+    for kind, pointer, field_name in re.findall(r"X\((?:const )?(\w+)(\*?), (\w+)\)", expanded(lists, chosen)):
+        fields.append((field_name, ctypes.c_void_p if pointer else C_TYPES.get(kind) or structure(kind, path)))
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+def expanded(lists: dict[str, str], name: str) -> str:
+    """A list of fields with the lists that it includes."""
+    return re.sub(r"(DLLM_\w+)\(X\)", lambda match: expanded(lists, match[1]), lists[name])
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call to run.
+
+    Attributes:
+        kernel: its launcher's name.
+        values: an object with the fields of the launcher's struct as attributes: a dataclass of dllm_kernels/ops.
+        struct: the struct's name, where the object's class has another.
+        path: the file that has the struct's list of fields.
+        changed: fields that are other than the object's.
+    """
+
+    kernel: str
+    values: Any
+    struct: str | None = None
+    path: str = KERNELS_H
+    changed: dict[str, Any] = field(default_factory=dict)
+
+    def packed(self) -> tuple[bytes, dict[int, Tensor]]:
+        """The struct with null pointers, and the tensors that stand for them, by offset."""
+        memory, tensors = structure(self.struct or type(self.values).__name__, self.path)(), {}
+        for name, kind in memory._fields_:
+            value = self.changed[name] if name in self.changed else getattr(self.values, name)
+            if isinstance(value, Tensor):
+                tensors[getattr(type(memory), name).offset] = value
+            elif issubclass(kind, ctypes.Structure):
+                setattr(memory, name, kind(**{part: getattr(value, part) for part, _ in kind._fields_}))
+            else:
+                setattr(memory, name, DTYPES.get(value, value) if isinstance(value, torch.dtype) else value)
+        return bytes(memory), tensors
 
 
 def planted(path: str, old: str, new: str) -> dict[str, str]:
@@ -124,12 +145,28 @@ def build(
         flags: more of the compiler's, for these sources, e.g. ("-DNAME=1",).
         sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
     """
-    machine = sorted(str(path.relative_to(ROOT)) for path in (CSRC / "emulate").glob("*.cpp"))
     common = [*FLAGS, *(SANITIZERS if sanitize else [])]
+    machine = [path for path in _sources(EMULATOR, ".cpp") if path != DESCRIBE]
     objects = [_compiled(path, common, {}) for path in machine]
     objects += [_compiled(path, [*common, *flags], replaced or {}) for path in paths]
-    runner = BUILDS / f"runner-{_digest(*map(str, objects))}"
-    return Emulator(_made(runner, lambda target: [COMPILER, *common, "-o", target, *objects]))
+    return Emulator(_linked("runner", common, objects))
+
+
+def describe() -> str:
+    """What all kernels say that they have code for, as JSON (csrc/include/dllm/describe.h)."""
+    common = [*FLAGS, *SANITIZERS]
+    machine = [path for path in _sources(EMULATOR, ".cpp") if path != RUNNER]
+    objects = [_compiled(path, common, {}) for path in (*machine, *_sources(CSRC / "kernels", ".cu"))]
+    return subprocess.run([_linked("describe", common, objects)], capture_output=True, text=True, check=True).stdout
+
+
+def _sources(folder: Path, suffix: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in folder.glob(f"*{suffix}"))
+
+
+def _linked(name: str, flags: list[str], objects: list[Path]) -> Path:
+    program = BUILDS / f"{name}-{_digest(*map(str, objects))}"
+    return _made(program, lambda target: [COMPILER, *flags, "-o", target, *objects])
 
 
 def _compiled(path: str, flags: list[str], replaced: dict[str, str]) -> Path:
@@ -198,13 +235,13 @@ class Emulator:
         storages: dict[int, tuple[int, torch.UntypedStorage]] = {}
         request = b""
         for call in calls:
+            packed, tensors = call.packed()
             pointers = []
-            for name, tensor in call.tensors.items():
+            for place, tensor in tensors.items():
                 storage = tensor.untyped_storage()
                 number, _ = storages.setdefault(storage.data_ptr(), (len(storages), storage))
-                offset = tensor.data_ptr() - storage.data_ptr()
-                pointers.append(struct.pack("=3Q", getattr(type(call), name).offset, number, offset))
-            request += _text(call.function.encode()) + _text(bytes(call)) + _count(len(pointers)) + b"".join(pointers)
+                pointers.append(struct.pack("=3Q", place, number, tensor.data_ptr() - storage.data_ptr()))
+            request += _text(call.kernel.encode()) + _text(packed) + _count(len(pointers)) + b"".join(pointers)
         memory = [_bytes_of(storage) for _, storage in storages.values()]
         buffers = b"".join(_text(bytes(view)) for view in memory)
         options = b"".join(map(_count, (seed, fault, len(memory))))

@@ -40,7 +40,7 @@ struct Launch {
     bool waited = false;
     std::vector<Thread*> waiting = {};  // for the launches ahead
 
-    bool lamport_ready() const { return finished == blocks; }
+    bool complete() const { return finished == blocks; }
 };
 
 // A copy of cp.async, or an arrival that waits for the copies before it.

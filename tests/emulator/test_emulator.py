@@ -1,13 +1,16 @@
 """tests/emulator: each primitive means what PTX says, and faults planted in a pipeline that uses them all are found."""
 
+import functools
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.emulator import emulate
-from tests.emulator.emulate import EmulationError, call_type, planted
+from tests.emulator.emulate import Call, EmulationError, planted
 from tests.numerics import poisoned
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not emulated")
@@ -16,9 +19,15 @@ HOPPER = "tests/emulator/toys/hopper.cu"
 PIPELINE = "tests/emulator/toys/pipeline.cu"
 SEEDS = range(8)  # every pair of copies' and launches' extremes; tests/emulator/machine.cpp, make_policy
 
-ToyPrimitive = call_type("ToyPrimitive", "toy_primitive", PRIMITIVES)
-ToyHopper = call_type("ToyHopper", "toy_hopper", HOPPER)
-ToyPipeline = call_type("ToyPipeline", "toy_pipeline", PIPELINE)
+
+def toy(kernel: str, name: str, path: str, **values) -> Call:
+    """A call of a toy, whose struct is in its own source."""
+    return Call(kernel, SimpleNamespace(**values), name, path)
+
+
+ToyPrimitive = functools.partial(toy, "toy_primitive", "ToyPrimitive", PRIMITIVES)
+ToyHopper = functools.partial(toy, "toy_hopper", "ToyHopper", HOPPER)
+ToyPipeline = functools.partial(toy, "toy_pipeline", "ToyPipeline", PIPELINE)
 
 
 def primitive(which: int, output: Tensor, seed: int = 0, input: Tensor | None = None, **launch: int) -> Tensor:
@@ -45,12 +54,12 @@ def empty(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["async", "grid", "launch", "mma"])
 def test_the_vocabulary_is_all_there(name):
-    def functions(folder: str) -> set[str]:
-        text = (emulate.CSRC / folder / f"dllm/{name}.cuh").read_text()
+    def functions(folder: Path) -> set[str]:
+        text = (folder / f"dllm/{name}.cuh").read_text()
         return set(re.findall(r"^(?:__device__ __forceinline__|inline)? ?\w+\*? (\w+)\(", text, re.MULTILINE))
 
     # None is for kernels: shared_address() serves inline PTX, the others the CUDA runtime.
-    assert functions("include") - {"check", "device_attribute", "shared_address"} <= functions("emulate")
+    assert functions(emulate.CSRC / "include") - {"check", "device_attribute", "shared_address"} <= functions(emulate.EMULATOR)
 
 
 def test_mma_is_a_product_of_tiles():
@@ -290,7 +299,7 @@ def test_blocks_of_a_cluster_read_each_other(cluster):
         (110, "the step of an operand is not a multiple of 128"),
         (111, "eight rows of a box is not aligned to 512"),
         (112, "an operand lies outside of the block's shared memory"),
-        (113, r"this is no operand of operand\(\) or wgmma_descriptor_swizzled\(\)"),
+        (113, r"this is no operand of wgmma_descriptor\(\) or wgmma_descriptor_swizzled\(\)"),
         (114, "wgmma_fence needs all 32 lanes"),
         (115, r"wgmma\(\) without wgmma_fence\(\)"),
         (210, r"the memory of a peer is read before cluster_arrive\(\) of all"),

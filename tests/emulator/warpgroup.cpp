@@ -92,7 +92,7 @@ void release(const Product& product, const Where& where) {
     }
 }
 
-void lamport_ready(const Thread& thread, Product& product, const Where& where) {
+void complete(const Thread& thread, Product& product, const Where& where) {
     if (!product.before.empty()) release(product, where);
     if (product.values.empty()) read_operands(thread, product);
     for (uint32_t lane = 0; lane < 32; ++lane) {
@@ -175,7 +175,7 @@ void finish_wait(const Meeting& meeting) {
         return product.group > 0 && product.group + pending <= warp.groups;
     };
     for (Product& product : warp.products) {
-        if (due(product)) lamport_ready(self(), product, meeting.where);
+        if (due(product)) complete(self(), product, meeting.where);
     }
     std::erase_if(warp.products, due);
     for (Product& product : warp.products) {

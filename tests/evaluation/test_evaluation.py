@@ -221,8 +221,11 @@ class TestBadInput:
 
     def test_a_file_that_is_no_evaluation(self, tmp_path):
         (tmp_path / "a.json").write_text("{")
-        assert message("report-quality", tmp_path / "a.json").startswith(f"{tmp_path / 'a.json'} is not JSON")
+        with pytest.raises(ValueError, match=f"^{tmp_path / 'a.json'} is not JSON"):
+            read(tmp_path / "a.json")
         (tmp_path / "a.json").write_text('{"schema": "dllm-kernels bench 1"}')
-        assert message("report-quality", tmp_path / "a.json").startswith(f"{tmp_path / 'a.json'} is not an evaluation")
+        with pytest.raises(ValueError, match=f"^{tmp_path / 'a.json'} is not an evaluation"):
+            read(tmp_path / "a.json")
         (tmp_path / "a.json").write_text('{"schema": "dllm-kernels evaluation 1", "rows": []}')
-        assert message("report-quality", tmp_path / "a.json").startswith(f"{tmp_path / 'a.json'} does not have the fields of")
+        with pytest.raises(ValueError, match=f"^{tmp_path / 'a.json'} does not have the fields of"):
+            read(tmp_path / "a.json")

@@ -31,7 +31,7 @@ before = kilobytes("VmRSS")
 sampler = FusedSampler(model, num_steps=50, device="cpu")
 packed = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("latent_encoder")) * 2
 for step in (0, 49):
-    sampler.plan.denoise(step, Rows(torch.zeros(1, 64, 1280)), None)
+    sampler.plan.denoise(step, Activations(torch.zeros(1, 64, 1280)), None)
 hidden = sampler.plan.decode(torch.zeros(1, 64, 1280))
 print(packed, (kilobytes("VmHWM") - before) * 1024)
 """

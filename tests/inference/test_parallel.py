@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from dllm_kernels import LDLM, LDLMConfig
-from dllm_kernels.inference.parallel import parallelize, plan
+from dllm_kernels.inference.parallel import parallel_plan, parallelize
 from dllm_kernels.model.config import open_dllm_config
 from tests.inference.reference_sampler import reference_sample
 from tests.models import randomized
@@ -89,7 +89,7 @@ def test_every_large_weight_is_split(two, name):
     linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     whole = {n for n in linears if f"{n}.weight" not in split}
     assert whole == {"denoiser.time_embedding.up", "denoiser.time_embedding.down"}
-    assert set(plan(model)) == linears - whole
+    assert set(parallel_plan(model)) == linears - whole
     assert all(0.49 <= share <= 0.51 for n, share in split.items() if n.endswith("weight"))
 
 

@@ -323,3 +323,10 @@ def test_progress_names_every_phase():
     seen = []
     sampler_of(randomized(TINY))(progress=lambda phase, number: seen.append((phase, number)))
     assert seen == [("noise", 0), ("denoise", 0), ("denoise", 1), ("denoise", 2), ("decode", 0), ("lm_head", 0)]
+
+
+def test_a_graph_needs_a_card():
+    sampler = sampler_of(randomized(TINY))
+    assert sampler.graph is None
+    with pytest.raises(RuntimeError, match="a graph needs a CUDA card; this sampler runs on cpu"):
+        sampler.capture()

@@ -91,11 +91,11 @@ class TestReplays:
             assert torch.equal(first.logprobs, again.logprobs)
 
     def test_seed_temperature_and_sample_change_without_a_new_capture(self, sampler):
-        graph, base = sampler._graph, sampler(seed=1).latents
+        graph, base = sampler.graph, sampler(seed=1).latents
         assert not torch.equal(base, sampler(seed=2).latents)
         assert torch.equal(base[1:], sampler(seed=1, first_sample=1).latents[:1])
         tokens = {tuple(sampler(seed=1, temperature=t).tokens.flatten().tolist()) for t in (0.0, 1.0, 5.0)}
-        assert len(tokens) == 3 and sampler._graph is graph
+        assert len(tokens) == 3 and sampler.graph is graph
 
     def test_a_call_does_not_wait_for_the_card(self, sampler):
         sampler()
@@ -105,6 +105,18 @@ class TestReplays:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert torch.isfinite(out.latents).all()
+
+    def test_a_graph_of_its_own_tells_of_phases_and_replays_the_last_call(self, sampler):
+        expected, seen = sampler(seed=5, temperature=0.9), []
+        captured = sampler.capture(lambda phase, number: seen.append((phase, number)))
+        steps = [("denoise", step) for step in range(4)]
+        assert seen == [("begin", 0), ("noise", 0), *steps, ("decode", 0), ("lm_head", 0)]
+        assert captured.graph is not sampler.graph.graph
+        for graph in (captured, sampler.graph):
+            out = graph.replay()
+            assert torch.equal(out.tokens, expected.tokens) and torch.equal(out.latents, expected.latents)
+        assert not torch.equal(sampler(seed=6, temperature=0.9).latents, expected.latents)
+        assert not torch.equal(captured.replay().latents, expected.latents)
 
     def test_outputs_survive_the_next_call(self, sampler):
         first = sampler(seed=1)

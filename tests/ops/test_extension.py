@@ -68,8 +68,8 @@ def test_where_warpgroups_can_run(monkeypatch, capability, built, expected):
 
     monkeypatch.setattr(extension, "architectures", architectures)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert extension.has_warpgroups(torch.device("cuda", 0)) == expected
-    assert extension.has_warpgroups(torch.device("cpu"))
+    assert extension.has_wgmma(torch.device("cuda", 0)) == expected
+    assert extension.has_wgmma(torch.device("cpu"))
 
 
 @needs_module

@@ -1,4 +1,4 @@
-"""Rows gathered into calls: who shares one, in which order, and that sharing changes no sample."""
+"""Rows batched into calls: who shares one, in which order, and that sharing changes no sample."""
 
 import asyncio
 import time
@@ -99,8 +99,8 @@ def answer(row):
     return Answer([row.sample], [0.0], 0, 1, 1, 0.0, None, True)
 
 
-class TestGatherer:
-    def gather(self, count, largest, wait_s, call_s=0.0, pause_s=0.0):
+class TestBatcher:
+    def batches(self, count, largest, wait_s, call_s=0.0, pause_s=0.0):
         """The lists that `run` got for `count` rows that arrive `pause_s` apart, and their answers."""
         lists = []
 
@@ -110,25 +110,25 @@ class TestGatherer:
             return [answer(row) for row in rows]
 
         async def everything():
-            gatherer, tasks = Batcher(run, largest, wait_s), []
+            batcher, tasks = Batcher(run, largest, wait_s), []
             for i in range(count):
-                tasks.append(asyncio.create_task(gatherer(Row(1, sample=i))))
+                tasks.append(asyncio.create_task(batcher(Row(1, sample=i))))
                 await asyncio.sleep(pause_s)
             return await asyncio.gather(*tasks)
 
         return lists, [a.tokens[0] for a in asyncio.run(everything())]
 
     def test_rows_that_come_together_run_together_in_order(self):
-        lists, answers = self.gather(10, 4, 0.5)
+        lists, answers = self.batches(10, 4, 0.5)
         assert lists == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and answers == list(range(10))
 
     def test_what_comes_during_a_call_shares_the_next(self):
-        lists, answers = self.gather(8, 8, 0, call_s=0.6, pause_s=0.005)
+        lists, answers = self.batches(8, 8, 0, call_s=0.6, pause_s=0.005)
         assert len(lists) == 2 and len(lists[0]) < 3 and answers == list(range(8))
 
     def test_a_row_waits_no_longer_than_said(self):
         begin = time.monotonic()
-        assert self.gather(1, 8, 0.1) == ([[0]], [0])
+        assert self.batches(1, 8, 0.1) == ([[0]], [0])
         assert 0.1 <= time.monotonic() - begin < 2
 
     def test_an_error_reaches_its_rows_and_the_next_go_on(self):
@@ -138,8 +138,8 @@ class TestGatherer:
             return [answer(row) for row in rows]
 
         async def everything():
-            gatherer = Batcher(run, 2, 0.5)
-            return await asyncio.gather(*(gatherer(Row(1, sample=i)) for i in range(4)), return_exceptions=True)
+            batcher = Batcher(run, 2, 0.5)
+            return await asyncio.gather(*(batcher(Row(1, sample=i)) for i in range(4)), return_exceptions=True)
 
         first, second, *rest = asyncio.run(everything())
         assert str(first) == str(second) == "planted" and [a.tokens for a in rest] == [[2], [3]]
@@ -153,8 +153,8 @@ class TestGatherer:
             return [answer(row) for row in rows]
 
         async def everything():
-            gatherer = Batcher(run, 1, 0)
-            tasks = [asyncio.create_task(gatherer(Row(1, sample=i))) for i in range(3)]
+            batcher = Batcher(run, 1, 0)
+            tasks = [asyncio.create_task(batcher(Row(1, sample=i))) for i in range(3)]
             await asyncio.sleep(0.03)
             tasks[1].cancel()
             return await asyncio.gather(tasks[0], tasks[2])
@@ -163,8 +163,8 @@ class TestGatherer:
 
 
 def test_text_without_a_tokenizer_is_the_numbers():
-    assert Text("tiny", None)([3, 14, 15]) == "3 14 15"
-    pieces, offsets = Text("tiny", None).pieces([3, 14, 15])
+    assert Text(None)([3, 14, 15]) == "3 14 15"
+    pieces, offsets = Text(None).pieces([3, 14, 15])
     assert [("3 14 15"[o : o + len(p)], p) for p, o in zip(pieces, offsets, strict=True)] == [
         ("3", "3"),
         ("14", "14"),

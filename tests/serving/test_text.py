@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from dllm_kernels.inference.load import load
 from dllm_kernels.inference.pipeline import LDLMPipeline
 from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.serving.replica import Row, Samplers, Settings, Text
@@ -56,7 +57,7 @@ def test_served_rows_are_the_pipelines(folder, pipeline):
     settings = Settings(str(folder), steps=(2,), batches=(1, 4), prompt_len=62, guidance=True)
     rows = [Row(2, prompt, 2.0, seed=5, sample=place) for place, prompt in enumerate(PROMPTS)]
     answers = Samplers(settings).run([*rows, Row(2, seed=5)])
-    text = Text(settings.model, settings.tokenizer)
+    text = Text(load(settings).tokenizer)
     for place, answer in enumerate(answers[:4]):
         out = pipeline(PROMPTS[place], 2, seed=5, first_sample=place, guidance_scale=2.0)
         assert answer.tokens == out.tokens[0].tolist() and text(answer.tokens) == out.texts[0]
@@ -105,8 +106,8 @@ def test_a_prompt_has_the_models_length_or_what_is_said(folder, tmp_path):
 
 @pytest.mark.parametrize(("asked", "expected"), [((), 13), (("--prompt-len", 20), 20), (("--prompt-len", 0), 0)])
 def test_the_server_takes_prompts_of_the_models_length_or_what_is_said(folder, monkeypatch, asked, expected):
-    on_serve, served = pytest.importorskip("dllm_kernels.serving.ray_serve"), []
-    monkeypatch.setattr(on_serve, "run", lambda settings, *_: served.append(settings))
+    ray_serve, served = pytest.importorskip("dllm_kernels.serving.ray_serve"), []
+    monkeypatch.setattr(ray_serve, "run", lambda settings, *_: served.append(settings))
     run("serve", folder, "--device", "cpu", *asked)
     (settings,) = served
     assert settings.prompt_len == expected
@@ -120,9 +121,9 @@ def test_the_server_takes_prompts_of_the_models_length_or_what_is_said(folder, m
 
 
 def test_the_front_refuses_a_prompt_that_is_too_long(folder):
-    on_serve, testclient = pytest.importorskip("dllm_kernels.serving.ray_serve"), pytest.importorskip("starlette.testclient")
+    ray_serve, testclient = pytest.importorskip("dllm_kernels.serving.ray_serve"), pytest.importorskip("starlette.testclient")
     # What Ray Serve wraps has an asynchronous constructor.
-    front = on_serve.Front.__bases__[0](Settings(str(folder), prompt_len=5), 13, None)
+    front = ray_serve.Front.__bases__[0](Settings(str(folder), prompt_len=5), 13, None)
     client = testclient.TestClient(front.__serve_build_asgi_app__())
     for prompts, expected in (
         (["w7", "w7 w8 " * 3], "prompt 1 has 6 tokens; prompt_len allows from 1 to 5"),

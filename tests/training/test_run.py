@@ -53,7 +53,7 @@ def weights(folder):
     return load_file(folder / "model" / "model.safetensors")
 
 
-def process(*arguments, processes=1, module="dllm_kernels.cli.main"):
+def process(*arguments, processes=1, module="dllm_kernels"):
     """The command line in processes of its own."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
@@ -249,7 +249,7 @@ class TestResume:
         assert sorted(path.name for path in (short / "checkpoints").iterdir()) == ["step-00000010", "step-00000012"]
 
 
-@pytest.mark.parametrize("module", ("dllm_kernels.cli.main", "tests.training.fsdp_on_cpu"), ids=("ddp", "fsdp2"))
+@pytest.mark.parametrize("module", ("dllm_kernels", "tests.training.fsdp_on_cpu"), ids=("ddp", "fsdp2"))
 def test_two_processes_equal_one(parts, short, module):
     path = write_config(parts, module, **SHORT)
     running = process("train", "--config", path, "--device", "cpu", processes=2, module=module)

@@ -26,9 +26,9 @@ __device__ __forceinline__ void pdl_wait() { asm volatile("griddepcontrol.wait;"
 // Blocks that are neighbours along x may be launched as a cluster: they run at the same time and read each other's
 // shared memory (CUDA C++ Programming Guide, "Thread Block Clusters").
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-constexpr bool kClusters = true;
+constexpr bool kHasClusters = true;
 #else
-constexpr bool kClusters = false;
+constexpr bool kHasClusters = false;
 #endif
 
 // All threads of a cluster arrive, then wait for all to have arrived: what they wrote to shared memory before is then

@@ -35,7 +35,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
     return value;
 }
 
-// Whether kernels are compiled for clusters, kClusters, on the current device.
+// Whether kernels are compiled for clusters, kHasClusters, on the current device.
 inline bool has_clusters() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 
 // Queues `kernel` on `stream`; what it failed with reaches Python as a RuntimeError. Every kernel calls

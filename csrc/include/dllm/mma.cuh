@@ -36,9 +36,9 @@ __device__ __forceinline__ uint4 ldmatrix_x4(const void* row) {
 // c[64 x 8 kTiles] the rows 16 w to 16 w + 15 as mma_bf16 does, tile by tile. The operands lie in shared memory,
 // written by copies; c must not be touched between wgmma and the wait for its group.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-constexpr bool kWarpgroups = true;
+constexpr bool kHasWgmma = true;
 #else
-constexpr bool kWarpgroups = false;
+constexpr bool kHasWgmma = false;
 #endif
 
 // An operand of 16 columns: rows of 16 bytes without gaps for columns 0 to 7, `step` bytes on for columns 8 to 15.

@@ -9,30 +9,30 @@
 
 namespace dllm {
 
-constexpr uint32_t kTileRows = 128, kTileOutputs = 256, kTileDepth = 64, kTileStages = 3, kMultiplyingWarps = 8;
-constexpr uint32_t kTileInputBytes = kTileRows * kTileDepth * 2;
-constexpr uint32_t kTileStageBytes = kTileInputBytes + kTileOutputs * kTileDepth * 2;
-constexpr uint32_t kTileRingBytes = kTileStages * kTileStageBytes;
+constexpr uint32_t kTileM = 128, kTileN = 256, kTileK = 64, kNumStages = 3, kMultiplyingWarps = 8;
+constexpr uint32_t kTileInputBytes = kTileM * kTileK * 2;
+constexpr uint32_t kTileStageBytes = kTileInputBytes + kTileN * kTileK * 2;
+constexpr uint32_t kTileRingBytes = kNumStages * kTileStageBytes;
 
 // What a warp has of a tile's product: its 16 rows, as mma_bf16 has them, eights of columns one after the other.
-using TileSums = float[kTileOutputs / 8][4];
+using TileSums = float[kTileN / 8][4];
 
 // Where the filling thread, or a multiplying warp, is in the ring.
 struct Slot {
     uint32_t number = 0, parity = 0;
 
     __device__ __forceinline__ void next() {
-        if (++number == kTileStages) number = 0, parity ^= 1;
+        if (++number == kNumStages) number = 0, parity ^= 1;
     }
 };
 
 // In shared memory, for the stages at `memory`, aligned to 1024 bytes.
 struct TileRing {
-    Barrier full[kTileStages], empty[kTileStages];
+    Barrier full[kNumStages], empty[kNumStages];
 
     // By one thread; fence_mbarrier_init() and a barrier of the block come after it.
     __device__ __forceinline__ void make() {
-        for (uint32_t slot = 0; slot < kTileStages; ++slot) {
+        for (uint32_t slot = 0; slot < kNumStages; ++slot) {
             mbarrier_init(full + slot, 1);
             mbarrier_init(empty + slot, kMultiplyingWarps);
         }
@@ -41,7 +41,7 @@ struct TileRing {
     // Stages of the tile whose rows begin at `row` and whose outputs begin at `output`. By one thread.
     __device__ __forceinline__ void fill(char* memory, const TensorMap& input, const TensorMap& weight, uint32_t row,
                                          uint32_t output, uint32_t width, Slot& slot) {
-        for (uint32_t column = 0; column < width; column += kTileDepth) {
+        for (uint32_t column = 0; column < width; column += kTileK) {
             char* const stage = memory + slot.number * kTileStageBytes;
             Barrier* const filled = full + slot.number;
             mbarrier_wait(empty + slot.number, slot.parity ^ 1);
@@ -61,15 +61,14 @@ struct TileRing {
             __syncwarp();
         };
         uint32_t before = 0;
-        for (uint32_t column = 0; column < width; column += kTileDepth) {
+        for (uint32_t column = 0; column < width; column += kTileK) {
             const char* const stage = memory + slot.number * kTileStageBytes;
             mbarrier_wait(full + slot.number, slot.parity);
             wgmma_fence();
 #pragma unroll
-            for (uint32_t part = 0; part < kTileDepth / 16; ++part) {
-                wgmma<kTileOutputs / 8>(
-                    sums, wgmma_descriptor_swizzled<kTileDepth>(stage + first_row * kTileDepth * 2 + part * 32),
-                    wgmma_descriptor_swizzled<kTileDepth>(stage + kTileInputBytes + part * 32));
+            for (uint32_t part = 0; part < kTileK / 16; ++part) {
+                wgmma<kTileN / 8>(sums, wgmma_descriptor_swizzled<kTileK>(stage + first_row * kTileK * 2 + part * 32),
+                                  wgmma_descriptor_swizzled<kTileK>(stage + kTileInputBytes + part * 32));
             }
             wgmma_commit();
             // This stage's products go on while the next stage is waited for.

@@ -1,5 +1,5 @@
 // What is kept of a row of logits while the vocabulary goes by: the best entry and, for log-probabilities, the
-// log-sum-exp. Meaning: dllm_kernels/ops/lm_head.py.
+// log-sum-exp. Meaning: dllm_kernels/ops/lm_head/op.py.
 #pragma once
 
 #include <cmath>

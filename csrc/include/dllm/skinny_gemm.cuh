@@ -16,39 +16,37 @@
 
 namespace dllm {
 
-// kN x kM warps; each has 16 kSixteens weight rows and kTiles tiles of 8 input rows. A stage is 32 kDeep columns.
-template <int kN, int kM, int kSixteens_, int kTiles_, int kDeep_>
-struct StreamTile {
-    static constexpr int kWarpsN = kN, kWarpsM = kM, kSixteens = kSixteens_, kTiles = kTiles_, kDeep = kDeep_;
-    static constexpr int kWarps = kN * kM;
-    static constexpr int kThreads = kWarps * 32;
-    static constexpr int kOutputs = 16 * kSixteens * kN;
-    static constexpr int kRows = 8 * kTiles * kM;
-    static constexpr int kDepth = 32 * kDeep;
-    static constexpr int kWeightBytes = kOutputs * kDepth * 2;
-    static constexpr int kInputBytes = kRows * kDepth * 2;
+// kM rows by kN outputs a block, kK columns of K a stage, kWarpsM x kWarpsN warps.
+template <int kM_, int kN_, int kK_, int kWarpsM_, int kWarpsN_>
+struct SkinnyTile {
+    static constexpr int kM = kM_, kN = kN_, kK = kK_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_;
+    static constexpr int kWarps = kWarpsM * kWarpsN, kThreads = kWarps * 32;
+    // A warp's MMAs: 16 outputs each, and 8 rows.
+    static constexpr int kMmasN = kN / 16 / kWarpsN, kMmasM = kM / 8 / kWarpsM;
+    static_assert(16 * kMmasN * kWarpsN == kN && 8 * kMmasM * kWarpsM == kM && kK % 32 == 0);
+    static constexpr int kWeightBytes = kN * kK * 2, kInputBytes = kM * kK * 2;
     // Few stages of input are enough, since it comes from L2.
     static constexpr int kMaxStages = 16, kInputStages = 4;
     static constexpr int kBarrierBytes = (kMaxStages + kInputStages) * sizeof(Barrier);
-    static constexpr bool kWarpgroup = kWarpgroups && kN % 4 == 0;
+    static constexpr bool kWarpgroup = kHasWgmma && kWarpsN % 4 == 0;
 
-    static __host__ __device__ constexpr int ring_bytes(int stages) {
-        return stages * kWeightBytes + kInputStages * kInputBytes;
+    static __host__ __device__ constexpr int ring_bytes(int num_stages) {
+        return num_stages * kWeightBytes + kInputStages * kInputBytes;
     }
 
-    static __device__ __forceinline__ int warp_n() { return static_cast<int>(threadIdx.x / 32) % kN; }
-    static __device__ __forceinline__ int warp_m() { return static_cast<int>(threadIdx.x / 32) / kN; }
+    static __device__ __forceinline__ int warp_n() { return static_cast<int>(threadIdx.x / 32) % kWarpsN; }
+    static __device__ __forceinline__ int warp_m() { return static_cast<int>(threadIdx.x / 32) / kWarpsN; }
 };
 
 // A warp's float32 sums. Lane 4 g + t has of [i][n]: outputs 16 i + g (values 0, 1) and 16 i + g + 8 (values 2, 3) of
 // the rows 8 n + 2 t (values 0, 2) and 8 n + 2 t + 1 (values 1, 3).
 template <typename Tile>
-using Sums = float[Tile::kSixteens][Tile::kTiles][4];
+using Sums = float[Tile::kMmasN][Tile::kMmasM][4];
 
 // What a block reads: `products` blocks of outputs, one after the other in memory, each `stages` stages of packed
 // weights; and for each as many columns from `column` on of the rows from `row` on of the matrix `input`, whose boxes
-// are kRows x 32.
-struct StreamSource {
+// are kM x 32.
+struct SkinnySource {
     const char* weight;
     const TensorMap* input;
     int32_t row, column;
@@ -57,23 +55,23 @@ struct StreamSource {
 
 // The stream of a block's weights and input through their rings. All threads of the block construct it and call next().
 template <typename Tile>
-class WeightStream {
+class SkinnyGemm {
   public:
-    // `barriers` are kBarrierBytes, not initialised yet; `ring` is a multiple of 512, Tile::ring_bytes(ring_stages)
+    // `barriers` are kBarrierBytes, not initialised yet; `ring` is a multiple of 512, Tile::ring_bytes(num_stages)
     // long. Waits for the predecessors, so that what follows may read and write what it likes.
-    __device__ __forceinline__ WeightStream(const StreamSource& source, uint32_t ring_stages, Barrier* barriers,
-                                            char* ring)
+    __device__ __forceinline__ SkinnyGemm(const SkinnySource& source, uint32_t num_stages, Barrier* barriers,
+                                          char* ring)
         : source_(source),
           all_stages_(source.stages * source.products),
-          ring_stages_(ring_stages),
-          trigger_(all_stages_ > ring_stages ? all_stages_ - ring_stages : kAtOnce),
+          num_stages_(num_stages),
+          trigger_(all_stages_ > num_stages ? all_stages_ - num_stages : kAtOnce),
           weights_full_(barriers),
           input_full_(barriers + Tile::kMaxStages),
           weights_(ring),
-          input_(ring + ring_stages * Tile::kWeightBytes) {
+          input_(ring + num_stages * Tile::kWeightBytes) {
         const uint32_t warp = threadIdx.x / 32;
         if (threadIdx.x == 0) {
-            for (uint32_t slot = 0; slot < ring_stages; ++slot) {
+            for (uint32_t slot = 0; slot < num_stages; ++slot) {
                 mbarrier_init(weights_full_ + slot, 1);
             }
             for (uint32_t slot = 0; slot < Tile::kInputStages; ++slot) {
@@ -81,7 +79,7 @@ class WeightStream {
             }
             fence_mbarrier_init();
             prefetch_tensor_map(source.input);
-            for (uint32_t stage = 0; stage < min(ring_stages, all_stages_); ++stage) {
+            for (uint32_t stage = 0; stage < min(num_stages, all_stages_); ++stage) {
                 load_weights(stage, stage);
             }
         }
@@ -110,11 +108,11 @@ class WeightStream {
             // All have left the slots: they are filled again at once, which keeps the bus busy.
             __syncthreads();
             if (threadIdx.x == 0) {
-                if (stage_ + ring_stages_ < all_stages_) load_weights(stage_ + ring_stages_, slot_);
+                if (stage_ + num_stages_ < all_stages_) load_weights(stage_ + num_stages_, slot_);
                 if (stage_ + Tile::kInputStages < all_stages_) load_input(stage_ + Tile::kInputStages, input_slot);
             }
             if (stage_ == trigger_) pdl_trigger();
-            if (++slot_ == ring_stages_) {
+            if (++slot_ == num_stages_) {
                 slot_ = 0;
                 parity_ ^= 1;
             }
@@ -125,36 +123,36 @@ class WeightStream {
     // A stage's product by each warp for itself.
     static __device__ __forceinline__ void multiply(Sums<Tile>& sums, const char* weights, const char* input) {
         const uint32_t lane = threadIdx.x % 32;
-        weights += Tile::warp_n() * 256 + lane / 16 * (Tile::kOutputs * 16) + lane % 16 * 16;
+        weights += Tile::warp_n() * 256 + lane / 16 * (Tile::kN * 16) + lane % 16 * 16;
         // Chunks of eight columns change places from row to row (async.cuh).
-        input += Tile::warp_m() * (Tile::kTiles * 512) + lane % 8 * 64 + (lane / 8 ^ lane % 8 / 2) * 16;
+        input += Tile::warp_m() * (Tile::kMmasM * 512) + lane % 8 * 64 + (lane / 8 ^ lane % 8 / 2) * 16;
 #pragma unroll
-        for (int part = 0; part < Tile::kDeep; ++part) {
-            uint4 a[Tile::kSixteens][2], b[Tile::kTiles];
+        for (int part = 0; part < Tile::kK / 32; ++part) {
+            uint4 a[Tile::kMmasN][2], b[Tile::kMmasM];
 #pragma unroll
-            for (int i = 0; i < Tile::kSixteens; ++i) {
+            for (int i = 0; i < Tile::kMmasN; ++i) {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    a[i][half] = ldmatrix_x4(weights + (part * 4 + half * 2) * (Tile::kOutputs * 16) +
-                                             i * (Tile::kWarpsN * 256));
+                    a[i][half] =
+                        ldmatrix_x4(weights + (part * 4 + half * 2) * (Tile::kN * 16) + i * (Tile::kWarpsN * 256));
                 }
             }
 #pragma unroll
-            for (int n = 0; n < Tile::kTiles; ++n) {
-                b[n] = ldmatrix_x4(input + part * (Tile::kRows * 64) + n * 512);
+            for (int n = 0; n < Tile::kMmasM; ++n) {
+                b[n] = ldmatrix_x4(input + part * (Tile::kM * 64) + n * 512);
             }
             // No product waits for the one before it.
 #pragma unroll
-            for (int n = 0; n < Tile::kTiles; ++n) {
+            for (int n = 0; n < Tile::kMmasM; ++n) {
 #pragma unroll
-                for (int i = 0; i < Tile::kSixteens; ++i) {
+                for (int i = 0; i < Tile::kMmasN; ++i) {
                     mma_bf16(sums[i][n], a[i][0].x, a[i][0].y, a[i][0].z, a[i][0].w, b[n].x, b[n].y);
                 }
             }
 #pragma unroll
-            for (int n = 0; n < Tile::kTiles; ++n) {
+            for (int n = 0; n < Tile::kMmasM; ++n) {
 #pragma unroll
-                for (int i = 0; i < Tile::kSixteens; ++i) {
+                for (int i = 0; i < Tile::kMmasN; ++i) {
                     mma_bf16(sums[i][n], a[i][1].x, a[i][1].y, a[i][1].z, a[i][1].w, b[n].z, b[n].w);
                 }
             }
@@ -166,17 +164,17 @@ class WeightStream {
                                                                  const char* input) {
         wgmma_fence();
 #pragma unroll
-        for (int part = 0; part < Tile::kDeep; ++part) {
+        for (int part = 0; part < Tile::kK / 32; ++part) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const uint64_t b = wgmma_descriptor_swizzled<32>(input + part * (Tile::kRows * 64) +
-                                                                 Tile::warp_m() * (Tile::kTiles * 512) + half * 32);
+                const uint64_t b = wgmma_descriptor_swizzled<32>(input + part * (Tile::kM * 64) +
+                                                                 Tile::warp_m() * (Tile::kMmasM * 512) + half * 32);
 #pragma unroll
-                for (int i = 0; i < Tile::kSixteens; ++i) {
-                    const uint64_t a = wgmma_descriptor(weights + (part * 4 + half * 2) * (Tile::kOutputs * 16) +
+                for (int i = 0; i < Tile::kMmasN; ++i) {
+                    const uint64_t a = wgmma_descriptor(weights + (part * 4 + half * 2) * (Tile::kN * 16) +
                                                             (i * Tile::kWarpsN + Tile::warp_n() / 4 * 4) * 256,
-                                                        Tile::kOutputs * 16);
-                    wgmma<Tile::kTiles>(sums[i], a, b);
+                                                        Tile::kN * 16);
+                    wgmma<Tile::kMmasM>(sums[i], a, b);
                 }
             }
         }
@@ -188,9 +186,9 @@ class WeightStream {
     // Keeps the compiler from moving the sums while the matrix unit has them.
     static __device__ __forceinline__ void hold(Sums<Tile>& sums) {
 #pragma unroll
-        for (int i = 0; i < Tile::kSixteens; ++i) {
+        for (int i = 0; i < Tile::kMmasN; ++i) {
 #pragma unroll
-            for (int n = 0; n < Tile::kTiles; ++n) {
+            for (int n = 0; n < Tile::kMmasM; ++n) {
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     keep_in_register(sums[i][n][j]);
@@ -210,10 +208,9 @@ class WeightStream {
         const uint32_t in_product = source_.products == 1 ? stage : stage % source_.stages;
         mbarrier_arrive_expect_tx(input_full_ + slot, Tile::kInputBytes);
 #pragma unroll
-        for (int part = 0; part < Tile::kDeep; ++part) {
-            tma_load_2d(input_ + slot * Tile::kInputBytes + part * (Tile::kRows * 64), source_.input, source_.row,
-                        source_.column + static_cast<int32_t>(in_product * Tile::kDepth) + part * 32,
-                        input_full_ + slot);
+        for (int part = 0; part < Tile::kK / 32; ++part) {
+            tma_load_2d(input_ + slot * Tile::kInputBytes + part * (Tile::kM * 64), source_.input, source_.row,
+                        source_.column + static_cast<int32_t>(in_product * Tile::kK) + part * 32, input_full_ + slot);
         }
     }
 
@@ -221,8 +218,8 @@ class WeightStream {
     // in their way.
     static constexpr uint32_t kAtOnce = 0xFFFFFFFFu;
 
-    const StreamSource source_;
-    const uint32_t all_stages_, ring_stages_, trigger_;
+    const SkinnySource source_;
+    const uint32_t all_stages_, num_stages_, trigger_;
     Barrier *const weights_full_, *const input_full_;
     char *const weights_, *const input_;
     uint32_t stage_ = 0, slot_ = 0, parity_ = 0;

@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_kernels.ops.attention.cuda import HEAD_DIM, attention_cuda
 from dllm_kernels.ops.dispatch import FLOATING, Implementation, implementation, select, triton_unsupported_reason
-from dllm_kernels.ops.extension import cuda_unsupported_reason, load
+from dllm_kernels.ops.extension import cuda_unsupported_reason
 
 TRITON_HEAD_DIM, TRITON_BACKWARD_HEAD_DIM = 640, 128
 """The largest head dimensions of the Triton kernels; the backward of larger ones goes through PyTorch."""
 
-CUDA_HEAD_DIM = range(32, 641, 8)
-"""The head dimensions of the CUDA kernel."""
 
 CUDA_LENGTH, CUDA_WORK, CUDA_WORK_NARROW = 256, 2**23, 2**20
 """`auto` takes the CUDA kernel for up to this many queries and keys, and this much work: tiles of 16 queries of a head times
@@ -79,31 +78,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool
 def _cuda(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     if _cuda_unsupported_reason(q):
         raise ValueError(_cuda_unsupported_reason(q))
-    batch, queries, heads, head_dim = q.shape
     q, k, v = (_sixteen_byte_rows(x) for x in (q, k, v))
     key_mask = None if key_mask is None else key_mask.contiguous()
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    # The extension has a CUDA runtime of its own, which launches on the current device.
-    with torch.cuda.device(q.device):
-        load().attention(
-            q=q.data_ptr(),
-            k=k.data_ptr(),
-            v=v.data_ptr(),
-            key_mask=0 if key_mask is None else key_mask.data_ptr(),
-            out=out.data_ptr(),
-            q_strides=q.stride()[:3],
-            k_strides=k.stride()[:3],
-            v_strides=v.stride()[:3],
-            batch=batch,
-            queries=queries,
-            keys=k.shape[1],
-            heads=heads,
-            head_dim=head_dim,
-            causal=causal,
-            stream=torch.cuda.current_stream(q.device).cuda_stream,
-        )
     # No log-sum-exp: the backward recomputes through PyTorch.
-    return out, q.new_empty(0, dtype=torch.float32)
+    return attention_cuda(q, k, v, key_mask, causal), q.new_empty(0, dtype=torch.float32)
 
 
 @implementation("attention", "triton", triton_unsupported_reason)
@@ -139,7 +117,7 @@ def _cuda_unsupported_reason(q: Tensor) -> str | None:
     """Why the CUDA kernel has no code for q, or None."""
     if q.dtype != torch.bfloat16:
         return f"the cuda implementation of attention computes bfloat16, and q is {q.dtype}"
-    if q.shape[-1] not in CUDA_HEAD_DIM:
+    if q.shape[-1] not in HEAD_DIM:
         return (
             "the cuda implementation of attention has the head dimensions from 32 to 640 that are multiples of 8, "
             f"and q has {q.shape[-1]}"

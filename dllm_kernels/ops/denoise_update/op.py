@@ -5,21 +5,23 @@ z0 is the denoiser's prediction, or u + w (c - u) of a conditional c and an unco
 here. The same pass writes the denoiser's next input, and the row statistics that a folded LayerNorm needs of it.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dllm_kernels.diffusion.noise import STEP_NOISE, normals
+from dllm_kernels.ops.call import custom_op
 from dllm_kernels.ops.dispatch import FLOATING, implementation, select, triton_unsupported_reason
-from dllm_kernels.ops.extension import cuda_unsupported_reason, load
-from dllm_kernels.ops.linear.skinny import row_statistics
+from dllm_kernels.ops.extension import cuda_unsupported_reason, launch
+from dllm_kernels.ops.kernels import LIMITS
+from dllm_kernels.ops.linear.reference import row_statistics
 from dllm_kernels.ops.modulate.op import modulate
 from dllm_kernels.ops.modulate.op import reference as modulate_reference
 from dllm_kernels.ops.noise.op import validate_scalars
 
 _CUDA_DTYPES = (torch.float32, torch.bfloat16)
-_CUDA_WIDTH = 8192
+_LIMITS = LIMITS["denoise_update"]
 
 
 def reference(
@@ -60,8 +62,9 @@ def reference(
     return new, z0, next_input
 
 
-class _Call(NamedTuple):
-    """The arguments of `denoise_update`, less the backend."""
+@dataclass(frozen=True)
+class DenoiseUpdate:
+    """A call of denoise_update; the names are those of csrc/include/dllm/kernels.h, and `denoise_update` explains them."""
 
     latents: Tensor
     prediction: Tensor
@@ -77,18 +80,50 @@ class _Call(NamedTuple):
     norm_shift: Tensor | None
     statistics: Tensor | None
     noise: bool
+    backend: str
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.latents.shape[0]
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.latents.shape[1]
+
+    @property
+    def width(self) -> int:
+        """d_z."""
+        return self.latents.shape[2]
+
+    @property
+    def prediction_dtype(self) -> torch.dtype:
+        """Of the prediction."""
+        return self.prediction.dtype
+
+    @property
+    def next_input_dtype(self) -> torch.dtype:
+        """Of the next input."""
+        return self.next_input.dtype
+
+    @property
+    def self_condition(self) -> bool:
+        """Whether the next input holds z0 beside the latents."""
+        return self.next_input.shape[-1] != self.width
 
 
-def _cuda_refusal(call: _Call) -> str | None:
+def _cuda_unsupported_reason(call: DenoiseUpdate) -> str | None:
     """Why the CUDA kernel does not take these tensors, or None."""
     for name, dtypes in (("latents", _CUDA_DTYPES[:1]), ("prediction", _CUDA_DTYPES), ("next_input", _CUDA_DTYPES)):
         dtype = getattr(call, name).dtype
         if dtype not in dtypes:
             return f"takes {name} of {' or '.join(str(dtype) for dtype in dtypes)}, not {dtype}"
     width = call.latents.shape[-1]
-    if width % 4 or width > _CUDA_WIDTH:
-        return f"takes widths that are multiples of 4 up to {_CUDA_WIDTH}, not {width}"
-    for name, tensor in call._asdict().items():
+    multiple, most = _LIMITS["width_multiple"], _LIMITS["max_width"]
+    if width % multiple or width > most:
+        return f"takes widths that are multiples of {multiple} up to {most}, not {width}"
+    for name, tensor in vars(call).items():
         # Four values are one access.
         if isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.data_ptr() % (4 * tensor.element_size()):
             return f"takes {name} at an address that is a multiple of four values"
@@ -97,35 +132,17 @@ def _cuda_refusal(call: _Call) -> str | None:
 
 # The vectors reach the kernel in float32, which is what a plan has.
 @implementation("denoise_update", "cuda", cuda_unsupported_reason)
-def _cuda(call: _Call) -> None:
-    refusal = _cuda_refusal(call)
-    if refusal is not None:
-        raise ValueError(f"the cuda implementation of denoise_update {refusal}")
-    batch, length, width = call.latents.shape
-    vectors = {
-        name: None if vector is None else vector.float()
-        for name, vector in (("shift", call.shift), ("norm_scale", call.norm_scale), ("norm_shift", call.norm_shift))
-    }
-    tensors = call._replace(**vectors)._asdict()
-    step, noise = tensors.pop("step"), tensors.pop("noise")
-    # The extension has a CUDA runtime of its own, which launches on the current device.
-    with torch.cuda.device(call.latents.device):
-        load().denoise_update(
-            **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
-            step=step,
-            batch=batch,
-            length=length,
-            width=width,
-            prediction_dtype=str(call.prediction.dtype).removeprefix("torch."),
-            next_input_dtype=str(call.next_input.dtype).removeprefix("torch."),
-            noise=noise,
-            self_condition=call.next_input.shape[-1] != width,
-            stream=torch.cuda.current_stream(call.latents.device).cuda_stream,
-        )
+def _cuda(call: DenoiseUpdate) -> None:
+    reason = _cuda_unsupported_reason(call)
+    if reason is not None:
+        raise ValueError(f"the cuda implementation of denoise_update {reason}")
+    vectors = {name: getattr(call, name) for name in ("shift", "norm_scale", "norm_shift")}
+    call = replace(call, **{name: None if vector is None else vector.float() for name, vector in vectors.items()})
+    launch("denoise_update", call, call.latents.device)
 
 
 @implementation("denoise_update", "triton", triton_unsupported_reason)
-def _triton(call: _Call) -> None:
+def _triton(call: DenoiseUpdate) -> None:
     if call.latents.dtype == torch.float64:
         raise ValueError("the triton implementation of denoise_update computes in float32, and latents are float64")
     from dllm_kernels.ops.denoise_update.triton import denoise_update
@@ -153,10 +170,10 @@ def _triton(call: _Call) -> None:
 
 
 @implementation("denoise_update", "torch")
-def _torch(call: _Call) -> None:
-    inputs = call._asdict()
-    next_input, statistics = inputs.pop("next_input"), inputs.pop("statistics")
-    new, z0, values = reference(**inputs, self_condition=next_input.shape[-1] != call.latents.shape[-1])
+def _torch(call: DenoiseUpdate) -> None:
+    inputs = {name: value for name, value in vars(call).items() if name not in ("next_input", "statistics", "backend")}
+    next_input, statistics = call.next_input, call.statistics
+    new, z0, values = reference(**inputs, self_condition=call.self_condition)
     call.latents.copy_(new)
     if call.previous is not None:
         call.previous.copy_(z0)
@@ -165,92 +182,30 @@ def _torch(call: _Call) -> None:
         statistics.copy_(row_statistics(next_input))
 
 
-def _choose(call: _Call, backend: str) -> str:
+def _backend(call: DenoiseUpdate) -> str:
     """What "auto" stands for where the first implementation that runs on the device does not take these tensors."""
-    if backend != "auto":
-        return backend
+    if call.backend != "auto":
+        return call.backend
     if call.latents.dtype == torch.float64:
         return "torch"
-    if call.latents.is_cuda and _cuda_refusal(call) is not None:
+    if call.latents.is_cuda and _cuda_unsupported_reason(call) is not None:
         return "triton" if triton_unsupported_reason(call.latents.device) is None else "torch"
-    return backend
+    return "auto"
 
 
-# A mutated argument without a default: torch 2.11 looks for it among those given, from which trailing defaults are dropped.
-@torch.library.custom_op("dllm_kernels::denoise_update", mutates_args=("latents", "previous", "next_input", "statistics"))
-def _denoise_update(
-    latents: Tensor,
-    prediction: Tensor,
-    previous: Tensor | None,
-    next_input: Tensor,
-    coefficients: Tensor,
-    step: int,
-    seed: Tensor,
-    first_sample: Tensor,
-    shift: Tensor | None,
-    guidance_scale: Tensor | None,
-    norm_scale: Tensor | None,
-    norm_shift: Tensor | None,
-    statistics: Tensor | None,
-    noise: bool,
-    backend: str,
-) -> None:
-    call = _Call(
-        latents,
-        prediction,
-        previous,
-        next_input,
-        coefficients,
-        step,
-        seed,
-        first_sample,
-        shift,
-        guidance_scale,
-        norm_scale,
-        norm_shift,
-        statistics,
-        noise,
-    )
+def _run(call: DenoiseUpdate) -> None:
     _validate(call)
-    select("denoise_update", latents.device, _choose(call, backend)).function(call)
+    select("denoise_update", call.latents.device, _backend(call)).function(call)
 
 
-@_denoise_update.register_fake
-def _(
-    latents,
-    prediction,
-    previous,
-    next_input,
-    coefficients,
-    step,
-    seed,
-    first_sample,
-    shift,
-    guidance_scale,
-    norm_scale,
-    norm_shift,
-    statistics,
-    noise,
-    backend,
-):
-    _validate(
-        _Call(
-            latents,
-            prediction,
-            previous,
-            next_input,
-            coefficients,
-            step,
-            seed,
-            first_sample,
-            shift,
-            guidance_scale,
-            norm_scale,
-            norm_shift,
-            statistics,
-            noise,
-        )
-    )
+_denoise_update = custom_op(
+    "denoise_update",
+    DenoiseUpdate,
+    _run,
+    lambda call: _validate(call),
+    "()",
+    ("latents", "previous", "next_input", "statistics"),
+)
 
 
 def denoise_update(
@@ -303,25 +258,27 @@ def denoise_update(
         RuntimeError: the backend cannot run on the device.
     """
     _denoise_update(
-        latents,
-        prediction,
-        previous,
-        next_input,
-        coefficients,
-        step,
-        seed,
-        first_sample,
-        shift,
-        guidance_scale,
-        norm_scale,
-        norm_shift,
-        statistics,
-        noise,
-        backend,
+        DenoiseUpdate(
+            latents,
+            prediction,
+            previous,
+            next_input,
+            coefficients,
+            step,
+            seed,
+            first_sample,
+            shift,
+            guidance_scale,
+            norm_scale,
+            norm_shift,
+            statistics,
+            noise,
+            backend,
+        )
     )
 
 
-def _validate(call: _Call) -> None:
+def _validate(call: DenoiseUpdate) -> None:
     latents, next_input, coefficients = call.latents, call.next_input, call.coefficients
     if latents.ndim != 3 or latents.numel() == 0 or latents.dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -359,7 +316,7 @@ def _validate(call: _Call) -> None:
     if not 0 <= call.step < len(coefficients):
         raise ValueError(f"step {call.step} is out of range for coefficients of {len(coefficients)} rows")
     validate_scalars(call.seed, call.first_sample)
-    for name, tensor in call._asdict().items():
+    for name, tensor in vars(call).items():
         if not isinstance(tensor, Tensor):
             continue
         if tensor.device != latents.device:

@@ -1,142 +1,111 @@
-"""The linear layer of a plan: LayerNorm, adaLN's scale, bias, GELU, gate and residual around one GEMM.
+"""The linear layer of a plan (reference.py has its formula), by the variant that is to compute it.
 
-    y = act(n(x (1 + scale)) W^T gate + bias) + residual,    n(u) W^T = rstd (u W^T - mean column_sums)
-
-where mean and rstd are the row statistics of x and `column_sums` holds the sums of W (1 + scale) along K: LayerNorm moved
-behind the GEMM, exact for any W, so that a kernel may normalise in its epilogue (fold.py packs W, bias and column_sums).
+skinny      few rows: a packed weight, read once; all that surrounds the GEMM is in its epilogue (CUDA)
+persistent  many rows: the weight as it is, LayerNorm before it, the rest in the epilogue (CUDA, Hopper)
+library     everything else
 """
 
-import functools
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels.ops.dispatch import aligned, implementation, select
 from dllm_kernels.ops.linear import persistent
+from dllm_kernels.ops.linear.library import linear_library
 from dllm_kernels.ops.linear.packing import PackedWeight
+from dllm_kernels.ops.linear.params import Activations, LinearParams
+from dllm_kernels.ops.linear.reference import EPS, row_statistics
+from dllm_kernels.ops.linear.skinny import linear_skinny
 from dllm_kernels.ops.modulate.op import modulate
 
-EPS = 1e-5
-_CHUNK_ROWS, _CHUNK_ELEMENTS = 512, 2**22
 
-
-@dataclass(frozen=True)
-class LinearParams:
-    """What one application of a folded layer reads.
-
-    Attributes:
-        weight: [N, K] in the plan's dtype; or packed for ops/linear_skinny.py, which then computes the layer.
-        bias: [N], in the activations' dtype; float32 with a packed weight.
-        column_sums: [N] where the input is normalised, otherwise None.
-        scale: [K], adaLN's scale of the normalised input, or None.
-        gate: [N], adaLN's gate of the product, or None.
-    """
-
-    weight: Tensor | PackedWeight
-    bias: Tensor
-    column_sums: Tensor | None = None
-    scale: Tensor | None = None
-    gate: Tensor | None = None
+def select_variant(x: Tensor, params: LinearParams, residual: Tensor | None = None, backend: str = "auto") -> str:
+    """The variant that computes a layer: "skinny", "persistent" or "library"."""
+    if isinstance(params.weight, PackedWeight):
+        return "skinny"
+    fast = backend == "auto" and persistent.supports(x, params.weight, params.bias, params.gate, residual)
+    return "persistent" if fast else "library"
 
 
 def linear(
-    x: Tensor,
-    constants: LinearParams,
+    activations: Activations,
+    params: LinearParams,
     *,
     gelu: bool = False,
     residual: Tensor | None = None,
+    next_layer: LinearParams | None = None,
+    workspace: Tensor | None = None,
     batch_invariant: bool = False,
     backend: str = "auto",
-) -> Tensor:
+) -> Activations:
     """Applies a folded layer.
 
     Args:
-        x: [B, T, K].
-        constants: the folded layer.
+        activations: x [B, T, K], with what the layer before has left.
+        params: the folded layer.
         gelu: exact GELU after the bias.
         residual: [B, T, N] or [1, T, N], added last.
-        batch_invariant: every sample is multiplied on its own, so that its result does not depend on the batch.
+        next_layer: the normalised layer that reads the result next, for which a packed layer leaves scaled activations and
+            row statistics; or None.
+        workspace: what `skinny.empty_workspace` made, with a packed weight.
+        batch_invariant: every sample's result is the same in any batch: what a library computes, it computes on its own.
         backend: who computes it (dispatch.py).
 
     Returns:
-        [B, T, N] in x's dtype.
+        y [B, T, N] in x's dtype.
     """
+    x = activations.x
+    if isinstance(params.weight, PackedWeight):
+        return _skinny(activations, params, gelu, residual, next_layer, workspace, batch_invariant)
     if batch_invariant and x.shape[0] > 1:
         parts = [None] * len(x) if residual is None else residual.expand(len(x), -1, -1).split(1)
         # A clone starts at an aligned address whatever the sample's place in the batch.
         samples = zip(x.split(1), parts, strict=True)
-        return torch.cat([_apply(sample.clone(), constants, gelu, part, backend) for sample, part in samples])
-    return _apply(x, constants, gelu, residual, backend)
+        return Activations(torch.cat([_unpacked(sample.clone(), params, gelu, part, backend) for sample, part in samples]))
+    return Activations(_unpacked(x, params, gelu, residual, backend))
 
 
-def _apply(x: Tensor, constants: LinearParams, gelu: bool, residual: Tensor | None, backend: str) -> Tensor:
-    c = constants
-    if backend == "auto" and persistent.supports(x, c.weight) and aligned(x, c.weight, c.bias, c.gate, residual):
-        u = x if c.column_sums is None else modulate(x, c.scale, eps=EPS)
+def _skinny(
+    activations: Activations,
+    params: LinearParams,
+    gelu: bool,
+    residual: Tensor | None,
+    next_layer: LinearParams | None,
+    workspace: Tensor,
+    batch_invariant: bool,
+) -> Activations:
+    x, stats, stats_chunk = activations.x, None, 0
+    if params.column_sums is not None:
+        known = activations.stats is not None
+        stats = activations.stats if known else _statistics(x, batch_invariant)
+        stats_chunk = activations.stats_chunk if known else x.shape[-1]
+    if params.scale is not None:
+        x = (x * (1 + params.scale)).to(x.dtype) if activations.scaled is None else activations.scaled
+    packed_next = next_layer is not None and isinstance(next_layer.weight, PackedWeight)
+    y, scaled, left = linear_skinny(
+        x.contiguous(),
+        params.weight,
+        params.bias,
+        workspace,
+        column_sums=params.column_sums,
+        stats=stats,
+        stats_chunk=stats_chunk,
+        gate=params.gate,
+        gelu=gelu,
+        residual=residual,
+        next_scale=next_layer.scale if packed_next else None,
+        with_stats=packed_next and next_layer.column_sums is not None,
+    )
+    return Activations(y, scaled, left, params.weight.config.tile_n)
+
+
+def _statistics(x: Tensor, batch_invariant: bool) -> Tensor:
+    """Row statistics of x; a sample at a time where a library's sums must not depend on the batch."""
+    return torch.cat([row_statistics(sample) for sample in (x.split(1) if batch_invariant else [x])])
+
+
+def _unpacked(x: Tensor, params: LinearParams, gelu: bool, residual: Tensor | None, backend: str) -> Tensor:
+    if select_variant(x, params, residual, backend) == "persistent":
+        u = x if params.column_sums is None else modulate(x, params.scale, eps=EPS)
         added = None if residual is None else residual.contiguous()
-        return persistent.linear_persistent(u.contiguous(), c.weight, c.bias, c.gate, added, gelu)
-    if backend == "triton":
-        backend = "auto"  # no Triton GEMM beats the library's; the other ops around it are Triton's
-    y = select("linear", x.device, backend).function(x, c, gelu)
+        return persistent.linear_persistent(u.contiguous(), params.weight, params.bias, params.gate, added, gelu)
+    y = linear_library(x, params, gelu, backend)
     return y if residual is None else y.add_(residual)
-
-
-def reference(x: Tensor, constants: LinearParams, gelu: bool = False) -> Tensor:
-    """The formula above, before the residual, in x's dtype."""
-    c = constants
-    u = x if c.scale is None else x * (1 + c.scale.to(x.dtype))
-    y = u @ c.weight.to(x.dtype).T
-    if c.column_sums is not None:
-        variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
-        y = torch.rsqrt(variance + EPS) * (y - mean * c.column_sums.to(x.dtype))
-    y = y * c.gate.to(x.dtype) if c.gate is not None else y
-    y = y + c.bias.to(x.dtype)
-    return F.gelu(y) if gelu else y
-
-
-@implementation("linear", "torch")
-def _torch(x: Tensor, constants: LinearParams, gelu: bool) -> Tensor:
-    c = constants
-    if x.device.type == "cpu" and not (c.weight.dtype == torch.bfloat16 and multiplies_bfloat16()):
-        return _cpu(x, constants, gelu)
-    u = x if c.column_sums is None else modulate(x, c.scale, eps=EPS)
-    if c.gate is None and c.weight.dtype == x.dtype:
-        y = F.linear(u, c.weight, c.bias)
-    else:
-        product = F.linear(u.to(c.weight.dtype), c.weight).to(x.dtype)
-        y = product + c.bias if c.gate is None else torch.addcmul(c.bias, product, c.gate.to(x.dtype))
-    # In place, so that more of it is in L2 when the next layer reads it.
-    return torch.ops.aten.gelu_(y) if gelu else y
-
-
-@functools.cache
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _cpu(x: Tensor, constants: LinearParams, gelu: bool) -> Tensor:
-    """Weights as the left operand, widened a chunk at a time so that the wide copy never leaves the cache."""
-    c, rows = constants, x.flatten(0, -2)
-    n, k = c.weight.shape
-    u = (rows if c.scale is None else rows * (1 + c.scale)).T
-    if c.column_sums is not None:
-        variance, mean = torch.var_mean(rows, dim=-1, correction=0)
-        rstd = torch.rsqrt(variance + EPS)
-    step = n if c.weight.dtype == x.dtype else max(128, min(_CHUNK_ROWS, _CHUNK_ELEMENTS // k))
-    y = torch.empty(n, rows.shape[0], dtype=x.dtype)
-    wide = None if c.weight.dtype == x.dtype else torch.empty(min(step, n), k, dtype=x.dtype)
-    for begin in range(0, n, step):
-        chunk = slice(begin, min(begin + step, n))
-        weight = c.weight[chunk] if wide is None else wide[: chunk.stop - begin].copy_(c.weight[chunk])
-        part = torch.mm(weight, u, out=y[chunk])
-        if c.column_sums is not None:
-            part.addcmul_(c.column_sums[chunk, None], mean, value=-1).mul_(rstd)
-        if c.gate is not None:
-            part.mul_(c.gate[chunk, None])
-        part.add_(c.bias[chunk, None])
-        if gelu:
-            part.copy_(F.gelu(part))
-    return y.T.contiguous().view(*x.shape[:-1], n)

@@ -1,57 +1,143 @@
-"""linear_skinny: the folded linear layer of ops/linear.py for few rows, as one CUDA kernel that reads each weight once.
+"""The linear layer for few rows, as one CUDA kernel that reads each weight once (reference.py has the formula).
 
-    y = act((n(x) W^T) gate + bias) + residual,    n(x) W^T = rstd (x' W^T - mean column_sums)
-
-x' is x, or x (1 + scale) where adaLN scales the normalised input; mean and rstd come from the row statistics of x that the
-kernel before this one has left. The kernel leaves the same of y, and y (1 + next_scale), for the one after it.
+The input is x, or x (1 + scale) where adaLN scales it; its mean and variance come from row statistics of x that the kernel
+before this one has left. The kernel leaves the same of y, and y (1 + next_scale), for the one after it.
 """
 
+from dataclasses import dataclass, field, replace
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_kernels.ops.call import WRITTEN, custom_op, none_as_empty
 from dllm_kernels.ops.dispatch import aligned, implementation, select
-from dllm_kernels.ops.extension import cuda_unsupported_reason, has_warpgroups, load
-from dllm_kernels.ops.linear.config import MAX_ROWS, MAX_VALUES, MAX_WIDTH, GemmConfig, block_bytes, choose, is_faster, tiles
-from dllm_kernels.ops.linear.op import EPS
+from dllm_kernels.ops.extension import cuda_unsupported_reason, has_wgmma, launch
+from dllm_kernels.ops.linear import config as gemm_config
+from dllm_kernels.ops.linear.config import (
+    MAX_M,
+    MAX_VALUES,
+    MAX_WIDTH,
+    SKINNY,
+    WGMMA,
+    GemmConfig,
+    block_bytes,
+    blocks,
+    is_faster,
+)
 from dllm_kernels.ops.linear.packing import PackedWeight, unpack_data
+from dllm_kernels.ops.linear.reference import merged_statistics, reference, row_statistics
 from dllm_kernels.utils.device import multiprocessors, shared_memory
 
 
-def unsupported_reason(outputs: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why a weight [outputs, width] cannot be streamed on a device, or None."""
+@dataclass(frozen=True)
+class LinearSkinny:
+    """A call of linear_skinny or linear_skinny_wgmma; the names are those of csrc/include/dllm/kernels.h.
+
+    Attributes:
+        input: [B, T, K] bfloat16, contiguous.
+        weight: a packed weight's data.
+        bias: [N] float32.
+        workspace: what `empty_workspace` made.
+        n: N.
+        config: what the weight is packed for.
+        column_sums: [N] float32 where the input is normalised, with stats.
+        stats: [B T, chunks, 2] float32 of the input before adaLN's scale, in chunks of `stats_chunk` columns.
+        gate: [N] float32.
+        gelu: exact GELU after the bias.
+        residual: bfloat16 [B, T, N], or [1, T, N] for all samples.
+        next_scale: [N] float32; asks for scaled_out.
+        with_stats: asks for stats_out.
+        output: [B, T, N] bfloat16.
+        scaled_out: [B, T, N] bfloat16, the output as rounded times (1 + next_scale).
+        stats_out: [B T, chunks, 2] float32 of the output as rounded, in chunks of tile_n columns.
+    """
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor
+    workspace: Tensor
+    n: int
+    config: GemmConfig
+    column_sums: Tensor | None = None
+    stats: Tensor | None = None
+    stats_chunk: int = 0
+    gate: Tensor | None = None
+    gelu: bool = False
+    residual: Tensor | None = None
+    next_scale: Tensor | None = None
+    with_stats: bool = False
+    output: Tensor | None = field(default=None, metadata=WRITTEN)
+    scaled_out: Tensor | None = field(default=None, metadata=WRITTEN)
+    stats_out: Tensor | None = field(default=None, metadata=WRITTEN)
+
+    @property
+    def m(self) -> int:
+        """Rows."""
+        return self.input.shape[:-1].numel()
+
+    @property
+    def k(self) -> int:
+        """Columns of the input."""
+        return self.input.shape[-1]
+
+    @property
+    def stats_chunks(self) -> int:
+        """Chunks of a row."""
+        return 0 if self.stats is None else self.stats.shape[1]
+
+    @property
+    def residual_rows(self) -> int:
+        """Rows of the residual, which repeat."""
+        return 1 if self.residual is None else self.residual.shape[:-1].numel()
+
+    def with_outputs(self) -> "LinearSkinny":
+        """The call with memory for what it writes."""
+        shape = (*self.input.shape[:-1], self.n)
+        chunks = -(-self.n // self.config.tile_n)
+        stats = self.input.new_empty((self.m, chunks, 2), dtype=torch.float32) if self.with_stats else None
+        scaled = None if self.next_scale is None else self.input.new_empty(shape)
+        return replace(self, output=self.input.new_empty(shape), scaled_out=scaled, stats_out=stats)
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the op returns."""
+        stats = none_as_empty(self.input, self.stats_out, torch.float32)
+        return self.output, none_as_empty(self.input, self.scaled_out), stats
+
+
+def unsupported_reason(n: int, k: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why there is no code for a weight [N, K] on a device, or None."""
     if dtype != torch.bfloat16:
         return f"linear_skinny computes in bfloat16, not {dtype}"
-    if outputs % 8 or width % 8:
-        return f"linear_skinny needs outputs and width that are multiples of 8, not {outputs} and {width}"
+    if n % 8 or k % 8:
+        return f"linear_skinny needs N and K that are multiples of 8, not {n} and {k}"
     return cuda_unsupported_reason(device)
 
 
 def select_config(
-    rows: int, outputs: int, width: int, dtype: torch.dtype, device: torch.device, backend: str, as_for: int | None = None
+    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, backend: str, as_for: int | None = None
 ) -> GemmConfig | None:
-    """The cut to pack a weight for, or None where it is not to be streamed.
+    """The config to pack a weight [N, K] for, or None where it is left as it is, for the other variants.
 
     Args:
-        rows: of a call.
-        outputs, width, dtype: of the weight.
-        backend: "cuda" streams wherever the kernel can run, "auto" where it wins, any other never.
-        as_for: decide and cut as for this many rows instead.
+        m: rows of a call.
+        dtype: of the weight.
+        backend: "cuda" takes the kernel wherever it can run, "auto" where it is faster, any other never.
+        as_for: decide as for this many rows instead.
     """
-    rows = as_for or rows
-    wanted = backend == "cuda" or (backend == "auto" and is_faster(multiprocessors(device), rows, outputs, width))
-    if not wanted or unsupported_reason(outputs, width, dtype, device) is not None:
+    m = as_for or m
+    wanted = backend == "cuda" or (backend == "auto" and is_faster(multiprocessors(device), m, n, k))
+    if not wanted or unsupported_reason(n, k, dtype, device) is not None:
         return None
-    limit, warpgroups = block_bytes(shared_memory(device)), has_warpgroups(device)
-    return choose(multiprocessors(device), rows, outputs, width, limit, warpgroups)
+    limit = block_bytes(shared_memory(device))
+    return gemm_config.select_config(multiprocessors(device), m, n, k, limit, has_wgmma(device))
 
 
-def workspace_elements(packed: PackedWeight, rows: int) -> int:
-    """float32 values that a call of `rows` rows needs as workspace."""
+def workspace_elements(packed: PackedWeight, m: int) -> int:
+    """float32 values that a call of `m` rows needs as workspace."""
     config = packed.config
-    if config.slices == 1 or config.warpgroup:
+    if config.split_k == 1 or config.wgmma:
         return 0
-    return tiles(config, rows, packed.outputs) * config.rows * config.outputs * config.slices
+    return blocks(config, m, packed.n) * config.tile_m * config.tile_n * config.split_k
 
 
 def empty_workspace(elements: int, device: torch.device) -> Tensor:
@@ -59,236 +145,59 @@ def empty_workspace(elements: int, device: torch.device) -> Tensor:
     return torch.full((max(elements, 4),), -1, dtype=torch.int32, device=device).view(torch.float32)
 
 
-def row_statistics(x: Tensor, chunk: int | None = None) -> Tensor:
-    """(mean, sum of squared deviations) of each row of x [..., K] in chunks of `chunk` columns (all of them for None):
-    [rows, chunks, 2], float32 (float64 for float64), the last chunk maybe shorter."""
-    parts = x.flatten(0, -2).to(torch.promote_types(x.dtype, torch.float32)).split(chunk or x.shape[-1], dim=-1)
-    pairs = [(part.shape[-1], *torch.var_mean(part, dim=-1, correction=0)) for part in parts]
-    return torch.stack([torch.stack((mean, variance * columns), dim=-1) for columns, variance, mean in pairs], dim=1)
-
-
-def reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    column_sums: Tensor | None = None,
-    mean: Tensor | None = None,
-    variance: Tensor | None = None,
-    gate: Tensor | None = None,
-    residual: Tensor | None = None,
-    gelu: bool = False,
-) -> Tensor:
-    """The formula above in x's dtype, mean and variance [B, T, 1] being the input's."""
-    y = x @ weight.to(x.dtype).T
-    if column_sums is not None:
-        y = (y - mean * column_sums) * torch.rsqrt(variance + EPS)
-    y = (y if gate is None else y * gate) + bias
-    y = F.gelu(y) if gelu else y
-    return y if residual is None else y + residual
-
-
 @implementation(
     "linear_skinny",
     "cuda",
     cuda_unsupported_reason,
-    "bfloat16, where a whole layer was timed and faster (kernels/stream.json); where none was timed, up to "
-    f"{MAX_ROWS} rows and {MAX_VALUES:,} values of a weight, its lesser dimension up to {MAX_WIDTH}",
+    "bfloat16, where a whole layer was timed and faster (ops/linear/table.json); where none was timed, up to "
+    f"{MAX_M} rows and {MAX_VALUES:,} values of a weight, its lesser dimension up to {MAX_WIDTH}",
 )
-def _cuda(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    column_sums: Tensor | None,
-    statistics: Tensor | None,
-    gate: Tensor | None,
-    residual: Tensor | None,
-    next_scale: Tensor | None,
-    workspace: Tensor,
-    outputs: int,
-    chunk: int,
-    config: list[int],
-    gelu: bool,
-    with_statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (*x.shape[:-1], outputs)
-    column_blocks = -(-outputs // (16 * config[0] * config[2]))
-    y = x.new_empty(shape)
-    scaled = x.new_empty(shape) if next_scale is not None else None
-    left = x.new_empty((y.shape[:-1].numel(), column_blocks, 2), dtype=torch.float32) if with_statistics else None
-    launch(
-        x, weight, bias, workspace, config, y, column_sums, statistics, chunk, gate, residual, gelu, next_scale, scaled, left
-    )
-    return y, x.new_empty(0) if scaled is None else scaled, x.new_empty(0, dtype=torch.float32) if left is None else left
+def _cuda(call: LinearSkinny) -> tuple[Tensor, Tensor, Tensor]:
+    call = call.with_outputs()
+    run(call)
+    return call.outputs()
 
 
-def launch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    workspace: Tensor,
-    config: list[int],
-    y: Tensor,
-    column_sums: Tensor | None = None,
-    statistics: Tensor | None = None,
-    chunk: int = 0,
-    gate: Tensor | None = None,
-    residual: Tensor | None = None,
-    gelu: bool = False,
-    next_scale: Tensor | None = None,
-    scaled: Tensor | None = None,
-    left: Tensor | None = None,
-) -> None:
-    """Queues the CUDA kernel, which writes y and, where they are there, scaled and left; nothing is checked."""
-    rows, width, outputs = x.shape[:-1].numel(), x.shape[-1], y.shape[-1]
-    warps_n, warps_m, sixteens, tiles, deep, slices, ring_stages, input_stages = config
-    with torch.cuda.device(x.device):
-        load().linear(
-            weight=weight.data_ptr(),
-            input=x.data_ptr(),
-            bias=bias.data_ptr(),
-            column_sums=_address(column_sums),
-            statistics=_address(statistics),
-            gate=_address(gate),
-            residual=_address(residual),
-            next_scale=_address(next_scale),
-            output=y.data_ptr(),
-            scaled_output=_address(scaled),
-            output_statistics=_address(left),
-            workspace=workspace.data_ptr(),
-            rows=rows,
-            outputs=outputs,
-            width=width,
-            chunks=0 if statistics is None else statistics.shape[1],
-            chunk=chunk,
-            residual_rows=1 if residual is None else residual.shape[:-1].numel(),
-            warps_n=warps_n,
-            warps_m=warps_m,
-            sixteens=sixteens,
-            tiles=tiles,
-            deep=deep,
-            slices=slices,
-            ring_stages=ring_stages,
-            input_stages=input_stages,
-            gelu=gelu,
-            stream=torch.cuda.current_stream(x.device).cuda_stream,
-        )
+def run(call: LinearSkinny) -> None:
+    """Queues the CUDA kernel for a call with outputs; nothing is checked."""
+    launch(WGMMA if call.config.wgmma else SKINNY, call, call.input.device)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+@implementation("linear_skinny", "torch", limits="for tests: no plan packs weights here")
+def _torch(call: LinearSkinny) -> tuple[Tensor, Tensor, Tensor]:
+    x, around = call.input, {}
+    if call.stats is not None:
+        mean, variance = merged_statistics(call.stats, call.stats_chunk, call.k)
+        around = {"mean": mean.view(*x.shape[:-1], 1), "variance": variance.view(*x.shape[:-1], 1)}
+    weight = unpack_data(call.weight, call.config)[: call.n, : call.k]
+    around |= {"column_sums": call.column_sums, "gate": call.gate, "gelu": call.gelu, "residual": call.residual}
+    y = reference(x.float(), weight, call.bias, **around).to(x.dtype)
+    scaled = None if call.next_scale is None else (y * (1 + call.next_scale)).to(x.dtype)
+    stats = row_statistics(y, call.config.tile_n) if call.with_stats else None
+    return replace(call, output=y, scaled_out=scaled, stats_out=stats).outputs()
 
 
-@implementation("linear_skinny", "torch", limits="for tests: no plan streams here")
-def _torch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    column_sums: Tensor | None,
-    statistics: Tensor | None,
-    gate: Tensor | None,
-    residual: Tensor | None,
-    next_scale: Tensor | None,
-    workspace: Tensor,
-    outputs: int,
-    chunk: int,
-    config: list[int],
-    gelu: bool,
-    with_statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    width = x.shape[-1]
-    mean = variance = None
-    if statistics is not None:
-        counts = torch.full((statistics.shape[1],), chunk, device=x.device)
-        counts[-1] = width - chunk * (len(counts) - 1)
-        means, squares = statistics.unbind(-1)
-        mean = (means * counts).sum(-1, keepdim=True) / width
-        variance = (squares + counts * (means - mean).square()).sum(-1, keepdim=True) / width
-        mean, variance = (t.view(*x.shape[:-1], 1) for t in (mean, variance))
-    whole = unpack_data(weight, GemmConfig(tuple(config[:5]), *config[5:]))[:outputs, :width]
-    wide = None if residual is None else residual.float()
-    y = reference(x.float(), whole, bias, column_sums, mean, variance, gate, wide, gelu).to(x.dtype)
-    scaled = x.new_empty(0) if next_scale is None else (y * (1 + next_scale)).to(x.dtype)
-    chunk = 16 * config[0] * config[2]
-    return y, scaled, row_statistics(y, chunk) if with_statistics else x.new_empty(0, dtype=torch.float32)
-
-
-@torch.library.custom_op("dllm_kernels::linear_skinny", mutates_args=("workspace",))
-def _linear_skinny(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    column_sums: Tensor | None,
-    statistics: Tensor | None,
-    gate: Tensor | None,
-    residual: Tensor | None,
-    next_scale: Tensor | None,
-    workspace: Tensor,
-    outputs: int,
-    chunk: int,
-    config: list[int],
-    gelu: bool,
-    with_statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`linear_skinny`, with empty tensors for what nobody asked for, since an op always returns as many tensors."""
-    return select("linear_skinny", x.device).function(
-        x,
-        weight,
-        bias,
-        column_sums,
-        statistics,
-        gate,
-        residual,
-        next_scale,
-        workspace,
-        outputs,
-        chunk,
-        config,
-        gelu,
-        with_statistics,
-    )
-
-
-@_linear_skinny.register_fake
-def _(x, weight, bias, column_sums, statistics, gate, residual, next_scale, workspace, outputs, chunk, config, *rest):
-    shape = (*x.shape[:-1], outputs)
-    column_tiles = -(-outputs // (16 * config[0] * config[2]))
-    rows = x.numel() // x.shape[-1]
-    return (
-        x.new_empty(shape),
-        x.new_empty(0 if next_scale is None else shape),
-        x.new_empty((rows, column_tiles, 2) if rest[-1] else 0, dtype=torch.float32),
-    )
+_linear_skinny = custom_op(
+    "linear_skinny",
+    LinearSkinny,
+    lambda call: select("linear_skinny", call.input.device).function(call),
+    lambda call: call.with_outputs().outputs(),
+    "(Tensor, Tensor, Tensor)",
+    mutates=("workspace",),
+)
 
 
 def linear_skinny(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor,
-    workspace: Tensor,
-    *,
-    column_sums: Tensor | None = None,
-    statistics: Tensor | None = None,
-    chunk: int = 0,
-    gate: Tensor | None = None,
-    gelu: bool = False,
-    residual: Tensor | None = None,
-    next_scale: Tensor | None = None,
-    with_statistics: bool = False,
+    x: Tensor, packed: PackedWeight, bias: Tensor, workspace: Tensor, **around
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Applies a packed layer. For inference: it has no gradient.
 
     Args:
-        x: [B, T, K] bfloat16, contiguous; B T is any number of rows; it is made for few (kernels/stream.py, `wins`).
+        x: [B, T, K] bfloat16, contiguous; B T is any number of rows; it is made for few.
         packed: the weight [N, K].
         bias: [N] float32.
         workspace: what `empty_workspace` made, of at least `workspace_elements`; calls of one stream may share it.
-        column_sums: [N] float32 where the input is normalised.
-        statistics: [B T, chunks, 2] float32 of x before adaLN's scale, in chunks of `chunk` columns; with column_sums.
-        gate: [N] float32, adaLN's gate of the product.
-        gelu: exact GELU after the bias.
-        residual: bfloat16 [B, T, N], or [1, T, N] for all samples, added last.
-        next_scale: [N] float32; asks for y (1 + next_scale).
-        with_statistics: asks for the row statistics of y, in chunks of packed.config.outputs columns.
+        around: what `LinearSkinny` has of column_sums, stats, stats_chunk, gate, gelu, residual, next_scale and with_stats.
 
     The weight and the vectors of N are read while the kernel launched before still runs: that one must not write them.
     Where the CUDA kernels cannot run, PyTorch computes the same in float32, slowly: for tests.
@@ -299,61 +208,45 @@ def linear_skinny(
     Raises:
         ValueError: a shape or dtype does not fit.
     """
-    _validate(x, packed, bias, workspace, column_sums, statistics, chunk, gate, residual, next_scale)
-    c = packed.config
-    y, scaled, left = _linear_skinny(
-        x,
-        packed.data,
-        bias,
-        column_sums,
-        statistics,
-        gate,
-        residual,
-        next_scale,
-        workspace,
-        packed.outputs,
-        chunk,
-        [*c.tile, c.slices, c.stages, c.input_stages],
-        gelu,
-        with_statistics,
-    )
-    return y, None if next_scale is None else scaled, left if with_statistics else None
+    call = LinearSkinny(x, packed.data, bias, workspace, packed.n, packed.config, **around)
+    _validate(call, packed)
+    y, scaled, stats = _linear_skinny(call)
+    return y, None if call.next_scale is None else scaled, stats if call.with_stats else None
 
 
-def _validate(x, packed, bias, workspace, column_sums, statistics, chunk, gate, residual, next_scale) -> None:
-    n, k = packed.outputs, packed.width
+def _validate(call: LinearSkinny, packed: PackedWeight) -> None:
+    x, n, k = call.input, packed.n, packed.k
     if n % 8 or k % 8:
         raise ValueError(f"weight is [{n}, {k}]; both must be multiples of 8")
     if x.ndim != 3 or x.dtype != torch.bfloat16 or x.shape[-1] != k or x.numel() == 0 or not x.is_contiguous():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; it must be a contiguous bfloat16 [B, T, {k}] that is not empty")
-    rows = x.shape[0] * x.shape[1]
-    if workspace.dtype != torch.float32 or workspace.numel() < workspace_elements(packed, rows):
+    workspace, needed = call.workspace, workspace_elements(packed, call.m)
+    if workspace.dtype != torch.float32 or workspace.numel() < needed:
         found = f"{workspace.numel()} values of {workspace.dtype}"
-        raise ValueError(f"the workspace has {found}; it must have {workspace_elements(packed, rows)} of float32")
-    if (column_sums is None) != (statistics is None):
-        raise ValueError("column_sums and statistics go together")
-    if statistics is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}; statistics are of at least 1 column")
-    chunks = -(-k // max(chunk, 1))
-    if statistics is not None and (
-        tuple(statistics.shape) != (rows, chunks, 2) or statistics.dtype != torch.float32 or not statistics.is_contiguous()
-    ):
-        found = f"{statistics.dtype} {list(statistics.shape)}"
-        raise ValueError(f"statistics are {found}; they must be a contiguous float32 [{rows}, {chunks}, 2]")
+        raise ValueError(f"the workspace has {found}; it must have {needed} of float32")
+    if (call.column_sums is None) != (call.stats is None):
+        raise ValueError("column_sums and stats go together")
+    if call.stats is not None:
+        if call.stats_chunk < 1:
+            raise ValueError(f"stats_chunk is {call.stats_chunk}; statistics are of at least 1 column")
+        wanted, stats = (call.m, -(-k // call.stats_chunk), 2), call.stats
+        if tuple(stats.shape) != wanted or stats.dtype != torch.float32 or not stats.is_contiguous():
+            found = f"{stats.dtype} {list(stats.shape)}"
+            raise ValueError(f"stats are {found}; they must be a contiguous float32 {list(wanted)}")
+    residual, fits = call.residual, ((1, x.shape[1], n), (x.shape[0], x.shape[1], n))
     if residual is not None and (
-        residual.dtype != torch.bfloat16
-        or residual.shape[1:] != (x.shape[1], n)
-        or residual.shape[0] not in (1, x.shape[0])
-        or not residual.is_contiguous()
+        residual.dtype != torch.bfloat16 or tuple(residual.shape) not in fits or not residual.is_contiguous()
     ):
         raise ValueError(f"residual is {residual.dtype} {list(residual.shape)}; it must be a bfloat16 [B, {x.shape[1]}, {n}]")
-    for name, vector in (("bias", bias), ("column_sums", column_sums), ("gate", gate), ("next_scale", next_scale)):
+    for name in ("bias", "column_sums", "gate", "next_scale"):
+        vector = getattr(call, name)
         if vector is not None and (vector.dtype != torch.float32 or tuple(vector.shape) != (n,) or vector.stride(0) != 1):
             raise ValueError(f"{name} is {vector.dtype} {list(vector.shape)}; it must be a contiguous float32 [{n}]")
-    tensors = {"weight": packed.data, "bias": bias, "workspace": workspace, "statistics": statistics, "residual": residual}
-    tensors |= {"x": x, "column_sums": column_sums, "gate": gate, "next_scale": next_scale}
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != x.device:
+    for name, tensor in vars(call).items():
+        if not isinstance(tensor, Tensor):
+            continue
+        name = "x" if name == "input" else name
+        if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} and x on {x.device}; they must share a device")
         if x.is_cuda and not aligned(tensor):
             raise ValueError(f"{name} is at an address that is not a multiple of 16 bytes")

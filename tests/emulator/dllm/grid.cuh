@@ -10,7 +10,7 @@ namespace dllm {
 
 constexpr uint32_t kLamportEmpty = 0xFFFFFFFFu;
 
-constexpr bool kClusters = DLLM_HOPPER;
+constexpr bool kHasClusters = DLLM_HOPPER;
 
 namespace emulate {
 
@@ -56,10 +56,10 @@ inline float4 lamport_load(const float4* place, emulate::Where where = emulate::
     return emulate::lamport_load(place, where);
 }
 
-inline bool lamport_ready(float4 peeked) { return emulate::complete(peeked); }
+inline bool lamport_ready(float4 peeked) { return emulate::lamport_ready(peeked); }
 
 inline void lamport_reset(float4* place, emulate::Where where = emulate::Where::current()) {
-    emulate::clear(place, where);
+    emulate::lamport_reset(place, where);
 }
 
 }  // namespace dllm

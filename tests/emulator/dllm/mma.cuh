@@ -35,7 +35,7 @@ inline uint4 ldmatrix_x4(const void* row, emulate::Where where = emulate::Where:
     return emulate::ldmatrix_x4(row, where);
 }
 
-constexpr bool kWarpgroups = DLLM_HOPPER;
+constexpr bool kHasWgmma = DLLM_HOPPER;
 
 inline uint64_t wgmma_descriptor(const void* shared, uint32_t step, emulate::Where where = emulate::Where::current()) {
     return emulate::wgmma_descriptor(shared, step, where);

@@ -5,19 +5,23 @@
 #include "calls.h"
 #include "dllm/async.cuh"
 #include "dllm/bf16.cuh"
+#include "dllm/call.h"
 #include "dllm/grid.cuh"
 #include "dllm/launch.cuh"
 #include "dllm/mma.cuh"
 
 namespace dllm {
 
-struct ToyHopper {
-    const bf16* x;  // [2, 64, 8]: columns 0 to 7, then 8 to 15
-    const bf16* y;  // [64, 32]
-    float* output;
-    uint32_t* counter;
-    uint32_t which, blocks, cluster, threads;
-};
+#define DLLM_TOY_HOPPER(X) \
+    X(const bf16*, x)      \
+    X(const bf16*, y)      \
+    X(float*, output)      \
+    X(uint32_t*, counter)  \
+    X(uint32_t, which)     \
+    X(uint32_t, blocks)    \
+    X(uint32_t, cluster)   \
+    X(uint32_t, threads)
+DLLM_CALL(ToyHopper, DLLM_TOY_HOPPER)
 
 namespace {
 

@@ -5,20 +5,24 @@
 #include "calls.h"
 #include "dllm/async.cuh"
 #include "dllm/bf16.cuh"
+#include "dllm/call.h"
 #include "dllm/grid.cuh"
 #include "dllm/launch.cuh"
 #include "dllm/mma.cuh"
 
 namespace dllm {
 
-struct ToyPipeline {
-    const float* x;  // [rows, k]
-    bf16* a;         // [rows, k]
-    const bf16* b;   // [n / 32, k / 32, 32, 32]
-    float* partial;  // [splits, rows, n], empty
-    float* c;        // [rows, n]
-    uint32_t rows, n, k, splits;
-};
+#define DLLM_TOY_PIPELINE(X) \
+    X(const float*, x)       \
+    X(bf16*, a)              \
+    X(const bf16*, b)        \
+    X(float*, partial)       \
+    X(float*, c)             \
+    X(uint32_t, rows)        \
+    X(uint32_t, n)           \
+    X(uint32_t, k)           \
+    X(uint32_t, splits)
+DLLM_CALL(ToyPipeline, DLLM_TOY_PIPELINE)
 
 namespace {
 

@@ -4,21 +4,26 @@
 #include "calls.h"
 #include "dllm/async.cuh"
 #include "dllm/bf16.cuh"
+#include "dllm/call.h"
 #include "dllm/grid.cuh"
 #include "dllm/launch.cuh"
 #include "dllm/mma.cuh"
 
 namespace dllm {
 
-struct ToyPrimitive {
-    const void* input;
-    void* output;
-    uint64_t* counter;
-    uint32_t which, blocks, threads, shared_bytes;
-    // Of a tensor copy; otherwise 0.
-    uint32_t rows, columns;
-    int32_t row, column;
-};
+#define DLLM_TOY_PRIMITIVE(X) \
+    X(const void*, input)     \
+    X(void*, output)          \
+    X(uint64_t*, counter)     \
+    X(uint32_t, which)        \
+    X(uint32_t, blocks)       \
+    X(uint32_t, threads)      \
+    X(uint32_t, shared_bytes) \
+    X(uint32_t, rows)         \
+    X(uint32_t, columns)      \
+    X(int32_t, row)           \
+    X(int32_t, column)
+DLLM_CALL(ToyPrimitive, DLLM_TOY_PRIMITIVE)
 
 namespace {
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dllm_kernels.ops.attention.cuda import Attention
 from dllm_kernels.ops.attention.op import reference
 from tests.emulator import emulate
 from tests.numerics import assert_contract, poisoned
@@ -32,11 +33,8 @@ def problem(batch, queries, keys, heads, head_dim, masked=False, causal=False) -
     return dict(q=q, k=k, v=v, key_mask=mask, causal=causal)
 
 
-def call_of(p: dict, out: Tensor) -> emulate.Attention:
-    batch, queries, heads, head_dim = p["q"].shape
-    strides = {f"{name}_strides": p[name].stride()[:3] for name in ("q", "k", "v")}
-    sizes = dict(batch=batch, queries=queries, keys=p["k"].shape[1], heads=heads, head_dim=head_dim)
-    return emulate.Attention(**p, **strides, **sizes, out=out)
+def call_of(p: dict, out: Tensor) -> emulate.Call:
+    return emulate.Call("attention", Attention(**p, out=out))
 
 
 def attend(emulator: emulate.Emulator, p: dict, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from dllm_kernels.ops.denoise_update.op import reference
+from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, reference
 from tests.emulator import emulate
 from tests.numerics import assert_contract, poisoned
 from tests.ops.denoise_update.test_op import assert_statistics
@@ -48,17 +48,8 @@ def problem(shape, dtypes, form, guided, normed, noise) -> dict:
     )
 
 
-def call_of(p) -> emulate.DenoiseUpdate:
-    batch, length, width = p["latents"].shape
-    return emulate.DenoiseUpdate(
-        **p,
-        batch=batch,
-        length=length,
-        width=width,
-        prediction_dtype=int(p["prediction"].dtype == NARROW),
-        next_input_dtype=int(p["next_input"].dtype == NARROW),
-        self_condition=p["next_input"].shape[-1] != width,
-    )
+def call_of(p) -> emulate.Call:
+    return emulate.Call("denoise_update", DenoiseUpdate(**p, backend="cuda"))
 
 
 def expected(p, dtype) -> tuple[torch.Tensor, ...]:

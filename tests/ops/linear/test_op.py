@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from dllm_kernels.inference.fold import Numerics, fold_linear
+from dllm_kernels.ops.linear import library
 from dllm_kernels.ops.linear import op as linear_file
-from dllm_kernels.ops.linear.op import linear, reference
+from dllm_kernels.ops.linear.params import Activations
+from dllm_kernels.ops.linear.reference import reference as formula
 from tests.numerics import assert_contract
 
 CPU = torch.device("cpu")
@@ -16,8 +18,17 @@ EXACT = Numerics.of(torch.float64, CPU)
 @pytest.fixture(params=[False, True], ids=["widened", "native"])
 def native(request, monkeypatch):
     """A processor that multiplies bfloat16, or not."""
-    monkeypatch.setattr(linear_file, "multiplies_bfloat16", lambda: request.param)
+    monkeypatch.setattr(library, "multiplies_bfloat16", lambda: request.param)
     return request.param
+
+
+def linear(x, params, **around):
+    return linear_file.linear(Activations(x), params, **around).x
+
+
+def reference(x, params, **around):
+    folded = {"column_sums": params.column_sums, "scale": params.scale, "gate": params.gate}
+    return formula(x, params.weight, params.bias, **folded, **around)
 
 
 def random(*shape, mean=0.3):
@@ -40,10 +51,10 @@ def test_layer_norm_folds_exactly(n, k, gelu):
     x, residual = random(2, 5, k), random(2, 5, n)
     expected = F.linear(norm(x), weight, bias)
     expected = (F.gelu(expected) if gelu else expected) + residual
-    constants = fold_linear(weight, bias, EXACT, norm=norm).at(3)
-    assert torch.allclose(linear(x, constants, gelu=gelu, residual=residual), expected, rtol=0, atol=1e-9)
-    assert torch.allclose(reference(x, constants, gelu) + residual, expected, rtol=0, atol=1e-9)
-    assert k == 1 or constants.weight.mean(dim=1).abs().max() < 1e-15 * k
+    params = fold_linear(weight, bias, EXACT, norm=norm).at(3)
+    assert torch.allclose(linear(x, params, gelu=gelu, residual=residual), expected, rtol=0, atol=1e-9)
+    assert torch.allclose(reference(x, params, gelu=gelu, residual=residual), expected, rtol=0, atol=1e-9)
+    assert k == 1 or params.weight.mean(dim=1).abs().max() < 1e-15 * k
 
 
 @torch.no_grad()
@@ -53,10 +64,10 @@ def test_column_sums_are_of_the_rounded_weights(native):
     norm, weight, bias = layer_norm(512), random(96, 512) / 20, random(96)
     x = random(1, 9, 512, mean=0) + 100
     exact = F.linear(norm(x), weight, bias)
-    constants = fold_linear(weight, bias, Numerics.of(torch.bfloat16, CPU), norm=norm).at(0)
-    assert torch.equal(constants.column_sums, constants.weight.double().sum(1).float())
+    params = fold_linear(weight, bias, Numerics.of(torch.bfloat16, CPU), norm=norm).at(0)
+    assert torch.equal(params.column_sums, params.weight.double().sum(1).float())
     baseline = F.linear(norm.to(torch.bfloat16)(x.bfloat16()), weight.bfloat16(), bias.bfloat16())
-    assert_contract(linear(x.float(), constants), exact, baseline)
+    assert_contract(linear(x.float(), params), exact, baseline)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -73,8 +84,8 @@ def test_contract(dtype, native):
     exact = F.gelu(F.linear(norm(x), weight, bias)) + residual
     cast = [t.to(dtype) for t in (x, norm.weight, norm.bias, weight, bias, residual)]
     baseline = F.gelu(F.linear(F.layer_norm(cast[0], (384,), cast[1], cast[2]), cast[3], cast[4])) + cast[5]
-    constants = fold_linear(weight, bias, Numerics.of(dtype, CPU), norm=norm).at(0)
-    assert_contract(linear(x.float(), constants, gelu=True, residual=residual.float()), exact, baseline)
+    params = fold_linear(weight, bias, Numerics.of(dtype, CPU), norm=norm).at(0)
+    assert_contract(linear(x.float(), params, gelu=True, residual=residual.float()), exact, baseline)
 
 
 @torch.no_grad()
@@ -119,4 +130,4 @@ def test_a_gate_multiplies_before_the_bias_is_added(native):
     u = F.layer_norm(x.bfloat16(), (256,)) * (1 + scale.bfloat16()) + shift.bfloat16()
     baseline = gate.bfloat16() * F.linear(u, weight.bfloat16(), bias.bfloat16())
     assert_contract(linear(x.float(), folded.at(0)), exact, baseline)
-    assert linear_file.multiplies_bfloat16() == native
+    assert library.multiplies_bfloat16() == native

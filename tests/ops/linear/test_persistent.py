@@ -5,18 +5,23 @@ import torch
 
 from dllm_kernels.inference.fold import Numerics, fold_linear
 from dllm_kernels.ops import extension
-from dllm_kernels.ops.extension import has_warpgroups
+from dllm_kernels.ops.extension import has_wgmma
+from dllm_kernels.ops.linear import library, persistent
 from dllm_kernels.ops.linear import op as linear_file
-from dllm_kernels.ops.linear import persistent
-from dllm_kernels.ops.linear.op import LinearParams, linear
-from dllm_kernels.ops.linear.persistent import linear_persistent, reference
+from dllm_kernels.ops.linear.params import Activations
+from dllm_kernels.ops.linear.persistent import linear_persistent
+from dllm_kernels.ops.linear.reference import reference
 from tests.numerics import assert_contract
 
 CPU = torch.device("cpu")
 needs_hopper = pytest.mark.skipif(
-    not torch.cuda.is_available() or not has_warpgroups(torch.device("cuda")), reason="no Hopper: the CUDA kernel was not run"
+    not torch.cuda.is_available() or not has_wgmma(torch.device("cuda")), reason="no Hopper: the CUDA kernel was not run"
 )
 ROWS_BESIDE = [(0, 1), (127, 129), (128, 256), (255, 300)]
+
+
+def linear(x, params, **around):
+    return linear_file.linear(Activations(x), params, **around).x
 
 
 def random(*shape, device="cpu", seed=0):
@@ -58,7 +63,7 @@ def test_the_definition_with_all_that_may_follow():
 
 def test_the_op_passes_opcheck():
     for after in ({}, dict(gate=True, residual=2, gelu=True)):
-        torch.library.opcheck(torch.ops.dllm_kernels.linear_persistent.default, (), problem(2, 3, 16, 64, **after))
+        torch.library.opcheck(torch.ops.dllm_kernels.linear_persistent.default, tuple(problem(2, 3, 16, 64, **after).values()))
 
 
 @pytest.mark.parametrize(
@@ -129,8 +134,8 @@ def test_why_the_kernel_cannot_run(monkeypatch):
     assert persistent.unsupported_reason(CPU) == "CUDA kernels do not run on cpu"
     monkeypatch.setattr(persistent, "cuda_unsupported_reason", lambda device: None)
     assert persistent.unsupported_reason(CPU) is None
-    monkeypatch.setattr(persistent, "has_warpgroups", lambda device: False)
-    assert persistent.unsupported_reason(CPU) == "the kernel multiplies by warpgroups, which only Hopper has (sm_90a)"
+    monkeypatch.setattr(persistent, "has_wgmma", lambda device: False)
+    assert persistent.unsupported_reason(CPU) == "the kernel multiplies by wgmma, which only Hopper has (sm_90a)"
 
 
 @pytest.mark.parametrize(
@@ -155,20 +160,21 @@ def test_which_layers_are_served(monkeypatch, rows, outputs, width, x_dtype, wei
 
 def test_a_tensor_that_no_bulk_copy_reads_keeps_a_layer_from_the_tiles(tiles):
     """The residual begins at 2 bytes past a multiple of 16."""
-    constants, x = layer(), random(1, 5, 128).bfloat16()
+    params, x = layer(), random(1, 5, 128).bfloat16()
     residual = random(1, 5, 72).bfloat16()
     shifted = torch.empty(residual.numel() + 1, dtype=torch.bfloat16)[1:].view_as(residual).copy_(residual)
-    given = linear(x, constants, residual=residual.clone())
+    given = linear(x, params, residual=residual.clone())
     assert tiles == [(1, 5, 128)]
-    assert torch.allclose(linear(x, constants, residual=shifted).float(), given.float(), rtol=0.02, atol=0.02)
+    assert torch.allclose(linear(x, params, residual=shifted).float(), given.float(), rtol=0.02, atol=0.02)
     assert tiles == [(1, 5, 128)]
 
 
 @pytest.fixture
 def tiles(monkeypatch):
     """The shapes of the inputs that went to tiles; all may go there."""
-    monkeypatch.setattr(linear_file, "multiplies_bfloat16", lambda: True)
-    monkeypatch.setattr(persistent, "supports", lambda x, weight: True)
+    monkeypatch.setattr(library, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(persistent, "unsupported_reason", lambda device: None)
+    monkeypatch.setattr(persistent, "is_faster", lambda *_: True)
     seen = []
 
     def recording(x, *rest):
@@ -201,44 +207,44 @@ LAYERS = [
 @pytest.mark.parametrize(("of_layer", "after"), LAYERS, ids=str)
 @torch.no_grad()
 def test_a_layer_goes_to_tiles_where_they_serve(tiles, of_layer, after):
-    constants, x = layer(**of_layer), random(3, 5, 128).bfloat16()
-    assert (constants.column_sums is None) != of_layer.get("normed", True)
+    params, x = layer(**of_layer), random(3, 5, 128).bfloat16()
+    assert (params.column_sums is None) != of_layer.get("normed", True)
     gelu, samples = after.get("gelu", False), after.get("residual", 0)
     residual = random(samples, 5, 72, seed=3).bfloat16() if samples else None
-    own = linear(x, constants, gelu=gelu, residual=residual, backend="torch")
-    assert torch.equal(linear(x, constants, gelu=gelu, residual=residual, backend="triton"), own)
+    own = linear(x, params, gelu=gelu, residual=residual, backend="torch")
+    assert torch.equal(linear(x, params, gelu=gelu, residual=residual, backend="triton"), own)
     assert tiles == []
-    y = linear(x, constants, gelu=gelu, residual=residual)
+    y = linear(x, params, gelu=gelu, residual=residual)
     assert tiles == [(3, 5, 128)]
-    wide = LinearParams(*(None if t is None else t.double() for t in vars(constants).values()))
-    exact = linear_file.reference(x.double(), wide, gelu)
+    folded = {name: getattr(params, name) for name in ("column_sums", "scale", "gate")}
+    exact = reference(x.double(), params.weight, params.bias, **folded, gelu=gelu)
     assert_contract(y, exact if residual is None else exact + residual.double(), own)
 
 
 def test_where_tiles_do_not_serve_a_layer_does_not_go_there(tiles, monkeypatch):
-    monkeypatch.setattr(persistent, "supports", lambda x, weight: False)
-    constants, x = layer(), random(3, 5, 128).bfloat16()
-    assert torch.equal(linear(x, constants), linear(x, constants, backend="torch"))
+    monkeypatch.setattr(persistent, "supports", lambda *_: False)
+    params, x = layer(), random(3, 5, 128).bfloat16()
+    assert torch.equal(linear(x, params), linear(x, params, backend="torch"))
     assert tiles == []
 
 
 def test_inputs_with_gaps_go_to_tiles(tiles):
-    constants = layer(normed=False)
+    params = layer(normed=False)
     x, residual = random(3, 5, 256).bfloat16()[..., :128], random(3, 5, 144).bfloat16()[..., :72]
-    y = linear(x, constants, residual=residual)
-    assert torch.equal(y, linear(x.contiguous(), constants, residual=residual.contiguous()))
+    y = linear(x, params, residual=residual)
+    assert torch.equal(y, linear(x.contiguous(), params, residual=residual.contiguous()))
     assert tiles == [(3, 5, 128)] * 2
 
 
 @pytest.mark.parametrize("samples", [0, 1, 3])
 def test_a_sample_alone_is_what_it_is_in_a_batch(tiles, samples):
-    constants, x = layer(scaled=True, gated=True), random(3, 5, 128).bfloat16()
+    params, x = layer(scaled=True, gated=True), random(3, 5, 128).bfloat16()
     residual = random(samples, 5, 72, seed=3).bfloat16() if samples else None
-    whole = linear(x, constants, gelu=True, residual=residual, batch_invariant=True)
+    whole = linear(x, params, gelu=True, residual=residual, batch_invariant=True)
     assert tiles == [(1, 5, 128)] * 3
     for i in range(3):
         own = residual[i : i + 1].clone() if samples == 3 else residual
-        alone = linear(x[i : i + 1].clone(), constants, gelu=True, residual=own, batch_invariant=True)
+        alone = linear(x[i : i + 1].clone(), params, gelu=True, residual=own, batch_invariant=True)
         assert torch.equal(whole[i : i + 1], alone)
 
 

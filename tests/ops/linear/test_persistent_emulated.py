@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_kernels.ops.linear.persistent import LinearPersistent
+from dllm_kernels.ops.linear.reference import reference
 from tests.emulator import emulate
 from tests.numerics import assert_contract, poisoned
 
@@ -47,21 +48,9 @@ def problem(
     )
 
 
-def call_of(p: dict) -> emulate.TiledLinear:
-    return emulate.TiledLinear(
-        weight=p["weight"],
-        input=p["x"],
-        bias=p["bias"],
-        gate=p["gate"],
-        residual=p["residual"],
-        output=p["y"],
-        rows=p["y"].shape[0],
-        outputs=p["y"].shape[1],
-        width=p["x"].shape[1],
-        residual_rows=1 if p["residual"] is None else len(p["residual"]),
-        blocks=p["blocks"],
-        gelu=p["gelu"],
-    )
+def call_of(p: dict) -> emulate.Call:
+    call = LinearPersistent(p["x"], p["weight"], p["bias"], p["gate"], p["residual"], p["gelu"], output=p["y"])
+    return emulate.Call("linear_persistent", call, changed={"blocks": p["blocks"]})
 
 
 def run(emulator: emulate.Emulator, *problems: dict, seed: int = 0, **options: int) -> None:
@@ -71,12 +60,9 @@ def run(emulator: emulate.Emulator, *problems: dict, seed: int = 0, **options: i
 def expected(p: dict, dtype: torch.dtype) -> Tensor:
     """The formula in a dtype, from the call's own tensors."""
     cast = {name: None if p[name] is None else p[name].to(dtype) for name in ("x", "weight", "bias", "gate", "residual")}
-    y = cast["x"] @ cast["weight"].T
-    y = (y if cast["gate"] is None else y * cast["gate"]) + cast["bias"]
-    y = F.gelu(y) if p["gelu"] else y
-    if cast["residual"] is None:
-        return y
-    return y + cast["residual"][torch.arange(len(y)) % len(cast["residual"])]
+    if cast["residual"] is not None:
+        cast["residual"] = cast["residual"][torch.arange(len(p["x"])) % len(cast["residual"])]
+    return reference(**cast, gelu=p["gelu"])
 
 
 def check(p: dict) -> None:

@@ -8,26 +8,25 @@ import pytest
 import torch
 
 from dllm_kernels.ops import extension
-from dllm_kernels.ops.extension import has_warpgroups
+from dllm_kernels.ops.extension import has_wgmma
+from dllm_kernels.ops.kernels import TILES
 from dllm_kernels.ops.linear import config as gemm_config
 from dllm_kernels.ops.linear.config import (
     SHARED_BYTES,
-    TILES,
-    WARPGROUP_SLICES,
-    WARPGROUP_TILES,
+    SKINNY_TILES,
+    WGMMA_TILES,
     GemmConfig,
     block_bytes,
     candidates,
-    choose,
     derived,
     is_faster,
 )
 from dllm_kernels.ops.linear.packing import pack, unpack, whole_shape
+from dllm_kernels.ops.linear.reference import reference, row_statistics
 from dllm_kernels.ops.linear.skinny import (
+    LinearSkinny,
     empty_workspace,
     linear_skinny,
-    reference,
-    row_statistics,
     select_config,
     unsupported_reason,
     workspace_elements,
@@ -36,7 +35,7 @@ from tests.numerics import assert_contract
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA kernel was compiled and not run")
 needs_hopper = pytest.mark.skipif(
-    not torch.cuda.is_available() or not has_warpgroups(torch.device("cuda")), reason="no Hopper: the CUDA kernel was not run"
+    not torch.cuda.is_available() or not has_wgmma(torch.device("cuda")), reason="no Hopper: the CUDA kernel was not run"
 )
 EPILOGUES = [
     {"norm"},
@@ -62,7 +61,7 @@ def problem(rows, outputs, width, config, epilogue, device="cpu", chunk=None):
     if "norm" in epilogue:
         variance, mean = torch.var_mean(x.double(), dim=-1, correction=0, keepdim=True)
         sums = weight.double().sum(1)
-        arguments |= {"column_sums": sums.float(), "statistics": row_statistics(x, chunk), "chunk": chunk or width}
+        arguments |= {"column_sums": sums.float(), "stats": row_statistics(x, chunk), "stats_chunk": chunk or width}
         exact |= {"column_sums": sums, "mean": mean, "variance": variance}
     for name, size in (("gate", (outputs,)), ("residual", (1, rows, outputs))):
         if name in epilogue:
@@ -72,7 +71,7 @@ def problem(rows, outputs, width, config, epilogue, device="cpu", chunk=None):
     if "scaled" in epilogue:
         arguments["next_scale"] = random(outputs, device=device, seed=9)
     gelu = "gelu" in epilogue
-    arguments |= {"gelu": gelu, "with_statistics": "statistics" in epilogue}
+    arguments |= {"gelu": gelu, "with_stats": "statistics" in epilogue}
     workspace = empty_workspace(workspace_elements(packed, rows), x.device)
     truth = reference(x.double(), weight.double(), bias.double(), **exact, gelu=gelu)
     narrow = {name: value.bfloat16() for name, value in exact.items() if name not in ("column_sums", "mean", "variance")}
@@ -90,7 +89,7 @@ def check(rows, outputs, width, config, epilogue, device="cpu", chunk=None):
     if "scaled" in epilogue:
         assert torch.equal(scaled, (y.float() * (1 + arguments["next_scale"])).bfloat16())
     if "statistics" in epilogue:
-        expected = row_statistics(y, config.outputs)
+        expected = row_statistics(y, config.tile_n)
         assert torch.allclose(left, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     else:
         assert left is None
@@ -99,9 +98,9 @@ def check(rows, outputs, width, config, epilogue, device="cpu", chunk=None):
     return y
 
 
-@pytest.mark.parametrize("tile", TILES + WARPGROUP_TILES)
+@pytest.mark.parametrize("tile", SKINNY_TILES + WGMMA_TILES)
 def test_packing_is_undone(tile):
-    config, weight = GemmConfig(tile, 1, 2), random(2 * 256, 256).bfloat16()
+    config, weight = GemmConfig(*tile, 1, 2), random(2 * 256, 256).bfloat16()
     assert torch.equal(unpack(pack(weight.clone(), config)), weight)
     part = weight[:200, :104].clone()
     assert torch.equal(unpack(pack(part, config)), part)
@@ -109,13 +108,13 @@ def test_packing_is_undone(tile):
 
 def test_packing_needs_no_other_memory_where_nothing_is_padded():
     weight = random(512, 256).bfloat16()
-    assert pack(weight, GemmConfig(TILES[0], 1, 2)).data.data_ptr() == weight.data_ptr()
+    assert pack(weight, GemmConfig(*SKINNY_TILES[0], 1, 2)).data.data_ptr() == weight.data_ptr()
 
 
 def test_eight_columns_of_an_output_lie_together():
     """Values say where they come from: 1000 output + column, in float32 so that they are exact."""
     weight = (torch.arange(512).unsqueeze(1) * 1000 + torch.arange(64)).float()
-    data = pack(weight, GemmConfig((8, 1, 2, 8, 1), 1, 2)).data
+    data = pack(weight, GemmConfig(64, 256, 32, 1, 8, 1, 2)).data
     assert data.shape == (2, 8, 256, 8)
     # Warp 3's outputs are 96 to 127 of a block: the first sixteen stand fourth in its first half, the others in its second.
     for place, output in ((3 * 16 + 5, 96 + 5), (128 + 3 * 16 + 5, 96 + 16 + 5)):
@@ -125,7 +124,7 @@ def test_eight_columns_of_an_output_lie_together():
 def test_a_warpgroup_has_four_neighbouring_outputs_in_the_columns_of_a_thread():
     """Columns 2 t and 2 t + 1 of two tiles of eight are thread t's (mma_bf16 in csrc/include/dllm/mma.cuh)."""
     weight = (torch.arange(192).unsqueeze(1) * 1000 + torch.arange(128)).float()
-    data = pack(weight, GemmConfig((1, 4, 6, 2, 2), 1, 2)).data
+    data = pack(weight, GemmConfig(64, 96, 64, 4, 1, 1, 2)).data
     assert data.shape == (2, 16, 96, 8)
     for t in range(4):
         columns = [32 + 8 * tile + 2 * t + i for tile in (0, 1) for i in (0, 1)]
@@ -136,33 +135,20 @@ def test_a_warpgroup_has_four_neighbouring_outputs_in_the_columns_of_a_thread():
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: "+".join(sorted(e)))
 @pytest.mark.parametrize(("rows", "outputs", "width"), [(1, 64, 64), (63, 200, 104), (65, 128, 256)])
 def test_the_definition(rows, outputs, width, epilogue):
-    check(rows, outputs, width, GemmConfig((4, 1, 1, 8, 2), 3, 2), epilogue, chunk=48 if width == 104 else None)
+    check(rows, outputs, width, GemmConfig(64, 64, 64, 1, 4, 3, 2), epilogue, chunk=48 if width == 104 else None)
 
 
 def test_the_op_passes_opcheck():
-    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig((4, 1, 1, 8, 2), 1, 2), set())
-    arguments = (
-        x,
-        packed.data,
-        bias,
-        None,
-        None,
-        None,
-        None,
-        random(64),
-        workspace,
-        64,
-        0,
-        [4, 1, 1, 8, 2, 1, 2, 4],
-        True,
-        True,
-    )
-    torch.library.opcheck(torch.ops.dllm_kernels.linear_skinny.default, arguments)
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 1, 4, 1, 2), set())
+    call = LinearSkinny(x, packed.data, bias, workspace, 64, packed.config, gelu=True, next_scale=random(64), with_stats=True)
+    arguments = [getattr(call, name) for name in ("input", "weight", "bias", "workspace", "n")]
+    arguments += [list(dataclasses.astuple(packed.config)), None, None, 0, None, True, None, call.next_scale, True]
+    torch.library.opcheck(torch.ops.dllm_kernels.linear_skinny.default, tuple(arguments))
 
 
 @pytest.mark.parametrize(("outputs", "width"), [(100, 64), (64, 100)])
 def test_what_the_kernel_cannot_step_over_is_named(outputs, width):
-    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig((4, 1, 1, 8, 2), 1, 2), set())
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 1, 4, 1, 2), set())
     odd = type(packed)(packed.data, outputs, width, packed.config)
     with pytest.raises(ValueError, match=rf"weight is \[{outputs}, {width}\]; both must be multiples of 8"):
         linear_skinny(x, odd, bias, workspace)
@@ -178,15 +164,15 @@ def test_what_the_kernel_cannot_step_over_is_named(outputs, width):
             {"workspace": torch.zeros(9999).double()},
             "the workspace has 9999 values of torch.float64; it must",
         ),
-        ({"column_sums": random(64), "statistics": random(5, 64, 2)}, "chunk is 0; statistics are of at least 1 column"),
-        ({"column_sums": random(64)}, "column_sums and statistics go together"),
+        ({"column_sums": random(64), "stats": random(5, 64, 2)}, "stats_chunk is 0; statistics are of at least 1 column"),
+        ({"column_sums": random(64)}, "column_sums and stats go together"),
         ({"residual": random(1, 5, 64)}, "residual is torch.float32"),
         ({"gate": random(64).double()}, "gate is torch.float64"),
     ],
 )
 def test_what_does_not_fit_is_named(changed, message):
-    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig((4, 1, 1, 8, 2), 1, 2), set())
-    packed = type(packed)(packed.data, 64, 64, GemmConfig((4, 1, 1, 8, 2), 2, 2) if "workspace" in changed else packed.config)
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 1, 4, 1, 2), set())
+    packed = type(packed)(packed.data, 64, 64, GemmConfig(64, 64, 64, 1, 4, 2, 2) if "workspace" in changed else packed.config)
     if "workspace" in changed:
         message = message.replace("4096", "8192")
     arguments = {"x": x, "packed": packed, "bias": bias, "workspace": workspace} | changed
@@ -197,20 +183,20 @@ def test_what_does_not_fit_is_named(changed, message):
 @pytest.mark.parametrize(
     ("statistics", "message"),
     [
-        (torch.zeros(5, 1, 2).double(), r"statistics are torch.float64 \[5, 1, 2\]; they must be a contiguous float32"),
+        (torch.zeros(5, 1, 2).double(), r"stats are torch.float64 \[5, 1, 2\]; they must be a contiguous float32"),
         (torch.zeros(5, 2, 1).transpose(1, 2), "they must be a contiguous float32"),
     ],
 )
 def test_statistics_that_do_not_fit_are_named(statistics, message):
-    positional, _, _, _ = problem(5, 64, 64, GemmConfig((4, 1, 1, 8, 2), 1, 2), set())
+    positional, _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 1, 4, 1, 2), set())
     if statistics.is_contiguous() and statistics.dtype == torch.float32:
         statistics = torch.zeros(2, 5, 1).permute(1, 2, 0)
     with pytest.raises(ValueError, match=message):
-        linear_skinny(*positional, column_sums=random(64), statistics=statistics, chunk=64)
+        linear_skinny(*positional, column_sums=random(64), stats=statistics, stats_chunk=64)
 
 
 def test_packing_a_padded_weight_from_its_whole_shape():
-    config, weight = GemmConfig(TILES[0], 1, 2), random(200, 96).bfloat16()
+    config, weight = GemmConfig(*SKINNY_TILES[0], 1, 2), random(200, 96).bfloat16()
     whole = torch.zeros(whole_shape(config, 200, 96)).bfloat16()
     whole[:200, :96] = weight
     packed = pack(whole, config, 200, 96)
@@ -240,15 +226,13 @@ def test_what_is_streamed(monkeypatch, backend, rows, as_for, shape, expected):
     cut = select_config(rows, *shape, torch.bfloat16, torch.device("cpu"), backend, as_for)
     assert (cut is not None) == expected
     if expected:
-        assert cut == choose(132, as_for or rows, *shape, block_bytes(228 * 1024), warpgroups=True)
+        assert cut == gemm_config.select_config(132, as_for or rows, *shape, block_bytes(228 * 1024), wgmma=True)
 
 
 def test_which_weights_can_be_streamed():
     cpu = torch.device("cpu")
     assert unsupported_reason(64, 64, torch.float16, cpu) == "linear_skinny computes in bfloat16, not torch.float16"
-    assert unsupported_reason(65, 64, torch.bfloat16, cpu).startswith(
-        "linear_skinny needs outputs and width that are multiples of 8"
-    )
+    assert unsupported_reason(65, 64, torch.bfloat16, cpu).startswith("linear_skinny needs N and K that are multiples of 8")
     assert unsupported_reason(64, 64, torch.bfloat16, cpu) == "CUDA kernels do not run on cpu"
 
 
@@ -265,14 +249,14 @@ def test_every_cut_fits(multiprocessors, outputs, width, rows, warpgroups):
         fitting = set(candidates(rows, outputs, width, limit, warpgroups))
         assert derived(multiprocessors, rows, outputs, width, limit, warpgroups) in fitting
         for config in fitting:
-            assert config.tile in (WARPGROUP_TILES if whole else TILES) and config.warpgroup == whole
-            assert config.stages >= 2 and config.shared_bytes <= limit
-            assert config.slices <= min(8, -(-width // config.depth))
-            of_a_slice = math.ceil(math.ceil(width / config.depth) / config.slices)
-            assert config.stages <= max(2, of_a_slice) and (not whole or config.input_stages <= max(2, of_a_slice))
-            deeper = dataclasses.replace(config, stages=config.stages + 1)
-            assert config.stages in (16, max(2, of_a_slice)) or deeper.shared_bytes > limit
-            assert not whole or (config.outputs <= outputs and width % config.depth == 0)
+            assert config.tile in (WGMMA_TILES if whole else SKINNY_TILES) and config.wgmma == whole
+            assert config.num_stages >= 2 and config.shared_bytes() <= limit
+            assert config.split_k <= min(8, -(-width // config.tile_k))
+            of_a_slice = math.ceil(math.ceil(width / config.tile_k) / config.split_k)
+            assert config.num_stages <= max(2, of_a_slice) and (not whole or config.input_stages <= max(2, of_a_slice))
+            deeper = dataclasses.replace(config, num_stages=config.num_stages + 1)
+            assert config.num_stages in (16, max(2, of_a_slice)) or deeper.shared_bytes() > limit
+            assert not whole or (config.tile_n <= outputs and width % config.tile_k == 0)
 
 
 def test_the_next_kernels_block_fits_beside_a_block_where_it_can():
@@ -281,19 +265,19 @@ def test_the_next_kernels_block_fits_beside_a_block_where_it_can():
 
 
 def test_a_shape_that_was_timed_takes_its_cut_from_the_table(monkeypatch):
-    config = GemmConfig((8, 1, 2, 8, 1), 2, 3)
+    config = GemmConfig(64, 256, 32, 1, 8, 2, 3)
     monkeypatch.setattr(gemm_config, "_table", lambda: {(132, 1, 6144, 2048): config})
-    assert choose(132, 64, 6144, 2048) is config
-    assert choose(170, 64, 6144, 2048) == derived(170, 64, 6144, 2048)
-    assert choose(132, 65, 6144, 2048) == derived(132, 65, 6144, 2048)
-    assert choose(132, 64, 6144, 2048, 60_000) == derived(132, 64, 6144, 2048, 60_000)
+    assert gemm_config.select_config(132, 64, 6144, 2048) is config
+    assert gemm_config.select_config(170, 64, 6144, 2048) == derived(170, 64, 6144, 2048)
+    assert gemm_config.select_config(132, 65, 6144, 2048) == derived(132, 65, 6144, 2048)
+    assert gemm_config.select_config(132, 64, 6144, 2048, 60_000) == derived(132, 64, 6144, 2048, 60_000)
 
 
 def test_a_cut_for_warpgroups_is_taken_where_the_card_has_them(monkeypatch):
-    config = GemmConfig((1, 4, 4, 2, 2), 2, 5, 4)
+    config = GemmConfig(64, 64, 64, 4, 1, 2, 5, 4)
     monkeypatch.setattr(gemm_config, "_table", lambda: {(132, 1, 6144, 2048): config})
-    assert choose(132, 64, 6144, 2048, warpgroups=True) is config
-    assert choose(132, 64, 6144, 2048) == derived(132, 64, 6144, 2048)
+    assert gemm_config.select_config(132, 64, 6144, 2048, wgmma=True) is config
+    assert gemm_config.select_config(132, 64, 6144, 2048) == derived(132, 64, 6144, 2048)
 
 
 def test_a_plan_streams_where_a_whole_layer_was_faster(monkeypatch):
@@ -307,40 +291,40 @@ def test_a_plan_streams_where_a_whole_layer_was_faster(monkeypatch):
 
 def test_the_table_fits():
     for (_, row_tiles, outputs, width), config in gemm_config._table().items():
-        assert config.shared_bytes <= block_bytes(228 * 1024) and config.stages >= 2
-        assert (config.tile, config.slices) in {
-            (c.tile, c.slices)
+        assert config.shared_bytes() <= block_bytes(228 * 1024) and config.num_stages >= 2
+        assert (config.tile, config.split_k) in {
+            (c.tile, c.split_k)
             for warpgroups in (False, True)
             for c in candidates(64 * row_tiles, outputs, width, block_bytes(228 * 1024), warpgroups)
         }
 
 
 @needs_gpu
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", SKINNY_TILES)
 def test_the_kernel_is_the_definition(tile):
     shapes = [(64, 512, 512), (63, 520, 328), (65, 256, 2048), (1, 256, 128), (200, 1000, 1000), (16, 64, 2048)]
     for slices, (rows, outputs, width), epilogue in itertools.product((1, 2, 3, 5, 8), shapes, EPILOGUES):
-        config = GemmConfig(tile, slices, 3)
-        if config.shared_bytes <= SHARED_BYTES and slices <= -(-width // config.depth):
+        config = GemmConfig(*tile, slices, 3)
+        if config.shared_bytes() <= SHARED_BYTES and slices <= -(-width // config.tile_k):
             check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
 
 
 @needs_hopper
-@pytest.mark.parametrize("tile", WARPGROUP_TILES)
+@pytest.mark.parametrize("tile", WGMMA_TILES)
 def test_the_kernel_by_warpgroups_is_the_definition(tile):
-    outputs = 16 * tile[2]
+    outputs, slices_of = tile[1], [found.split_k for found in TILES["linear_skinny_wgmma"] if found.shape == tile]
     shapes = [(64, 4 * outputs, 512), (63, outputs + 40, 576), (65, 2048, 2048), (1, 2 * outputs, 512), (200, outputs, 1024)]
-    for slices, (rows, outputs, width), epilogue in itertools.product((1, 2, 4, 8), shapes, EPILOGUES):
+    for slices, (rows, outputs, width), epilogue in itertools.product(slices_of, shapes, EPILOGUES):
         for stages, input_stages in ((3, 2), (2, 4)):
-            config = GemmConfig(tile, slices, stages, input_stages)
-            if config.shared_bytes <= block_bytes(228 * 1024) and slices in WARPGROUP_SLICES[tile]:
+            config = GemmConfig(*tile, slices, stages, input_stages)
+            if config.shared_bytes() <= block_bytes(228 * 1024):
                 check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
 
 
 CUTS = [
-    pytest.param(GemmConfig((4, 2, 2, 4, 2), 3, 3), id="portable"),
-    pytest.param(GemmConfig((1, 4, 4, 2, 2), 4, 3), marks=needs_hopper, id="warpgroups"),
-    pytest.param(GemmConfig((1, 8, 4, 2, 2), 4, 3), marks=needs_hopper, id="warpgroups of 128 rows"),
+    pytest.param(GemmConfig(64, 128, 64, 2, 4, 3, 3), id="portable"),
+    pytest.param(GemmConfig(64, 64, 64, 4, 1, 4, 3), marks=needs_hopper, id="warpgroups"),
+    pytest.param(GemmConfig(128, 64, 64, 8, 1, 4, 3), marks=needs_hopper, id="warpgroups of 128 rows"),
 ]
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.emulator import emulate
-from tests.ops.linear.test_skinny_emulated import KERNEL, SEEDS, WARPGROUP, check, cut, problem, run, three_in_a_row
+from tests.ops.linear.test_skinny_emulated import KERNEL, SEEDS, WARPGROUP, check, config_of, problem, run, three_in_a_row
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
 
@@ -14,12 +14,12 @@ STREAM, ROWS = "csrc/include/dllm/skinny_gemm.cuh", "csrc/include/dllm/rows.cuh"
 
 
 def faulty_calls(faulty: emulate.Emulator, fault: int, seed: int) -> None:
-    small, wide = (4, 1, 1, 8, 2), (4, 2, 2, 8, 1)
-    in_a_row = three_in_a_row(third=(8, 1, 1, 8, 2))
+    small, wide = (64, 64, 64, 1, 4), (128, 128, 32, 2, 4)
+    in_a_row = three_in_a_row(third=(64, 128, 64, 1, 8))
     beside = [
-        problem(cut(wide, 5, 2), 141, 120, 168, chunk=40, gate=True, gelu=True, residual=64, left=True),
-        problem(cut(small, 1, 2), 75, 72, 648, chunk=40, residual=75, next_scale=True, left=True),
-        problem(cut(small, 1, 3), 5, 8, 40),
+        problem(config_of(wide, 5, 2), 141, 120, 168, chunk=40, gate=True, gelu=True, residual=64, stats_out=True),
+        problem(config_of(small, 1, 2), 75, 72, 648, chunk=40, residual=75, next_scale=True, stats_out=True),
+        problem(config_of(small, 1, 3), 5, 8, 40),
     ]
     for calls in in_a_row, beside:
         run(faulty, *calls, seed=seed, fault=fault)
@@ -87,15 +87,15 @@ FAULTS = STREAM_FAULTS | {
         "if (warp == 0) pdl_wait();",
     ),
     "input of the next row": (STREAM, "«source_.row»,", "source_.row + 1"),
-    "input of the first part of a stage": (STREAM, "* Tile::kDepth) + «part * 32»,", "0"),
-    "the first part of a slot of input": (STREAM, "Tile::kInputBytes + «part» * (Tile::kRows * 64), source_", "0"),
+    "input of the first part of a stage": (STREAM, "* Tile::kK) + «part * 32»,", "0"),
+    "the first part of a slot of input": (STREAM, "Tile::kInputBytes + «part» * (Tile::kM * 64), source_", "0"),
     "input of the first rows": (STREAM, "input += «Tile::warp_m()» *", "0"),
-    "input of the first tile": (STREAM, "(Tile::kRows * 64) + «n * 512»)", "0"),
+    "input of the first tile": (STREAM, "(Tile::kM * 64) + «n * 512»)", "0"),
     "input read from the first part of a stage": (STREAM, "ldmatrix_x4(input + «part» *", "0"),
     "pieces of the input not in changed places": (STREAM, "(lane / 8 ^ «lane % 8 / 2»)", "0"),
     "pieces of the input in other places": (STREAM, "(lane / 8 ^ «lane % 8 / 2»)", "lane % 4"),
     "weights of the first warp": (STREAM, "weights += «Tile::warp_n()» *", "0"),
-    "the same columns of weights twice": (STREAM, "+ «lane / 16» * (Tile::kOutputs * 16) +", "0"),
+    "the same columns of weights twice": (STREAM, "+ «lane / 16» * (Tile::kN * 16) +", "0"),
     "weights of the first part of a stage": (STREAM, "ldmatrix_x4(weights + («part» * 4", "0"),
     "weights of the first half": (STREAM, "ldmatrix_x4(weights + (part * 4 + «half * 2»)", "0"),
     "weights of the first sixteen": (STREAM, "+ «i» * (Tile::kWarpsN * 256))", "0"),
@@ -127,8 +127,8 @@ FAULTS = STREAM_FAULTS | {
     "the second piece of two in the first's place": (KERNEL, "«(item + Tile::kWarps) / kPieces»,", "item / kPieces"),
     "a place too small for the owned rows": (
         KERNEL,
-        "return «(Tile::kRows / 8 + slices - 1) / slices * 8»",
-        "Tile::kRows / 8 / slices * 8",
+        "return «(Tile::kM / 8 + slices - 1) / slices * 8»",
+        "Tile::kM / 8 / slices * 8",
     ),
     "no place for the residual": (KERNEL, "+ («with_residual» ?", "false"),
     "the residual's rows not repeated": (
@@ -155,9 +155,13 @@ FAULTS = STREAM_FAULTS | {
     "squares of unrounded values": (KERNEL, "written[quad][i] = «rounded[i]»;", "value[i]"),
     "statistics of padding": (KERNEL, "squares += «real[quad]» ?", "true"),
     "statistics of the first block": (KERNEL, "[token * column_blocks + «column_block»]", "0"),
-    "statistics of the first slice's rows": (KERNEL, "static_cast<size_t>(«first_own + row») * call.chunks", "first_row + row"),
+    "statistics of the first slice's rows": (
+        KERNEL,
+        "static_cast<size_t>(«first_own + row») * call.stats_chunks",
+        "first_row + row",
+    ),
     "rows after the own ones": (KERNEL, "return «min(first + lane / kLanes, own_rows - 1)»;", "first + lane / kLanes"),
-    "outputs of one half twice": (KERNEL, "return «quad * (Tile::kOutputs / 2)» + lane", "0"),
+    "outputs of one half twice": (KERNEL, "return «quad * (Tile::kN / 2)» + lane", "0"),
     "sums over a part of a row's lanes": (KERNEL, "mean = «sum_over<kLanes>(total)» /", "sum_over<kLanes / 2>(total)"),
     "the statistics of the first row": (KERNEL, "(statistics_of(«row»), ahead", "0"),
     "pieces of the first slice": (KERNEL, "item = «own_begin * kPieces» + warp", "0"),
@@ -169,8 +173,8 @@ HOPPER_FAULTS = STREAM_FAULTS | {
     "no wgmma_commit": (STREAM, "«wgmma_commit();»", ""),
     "no wgmma_wait": (STREAM, "«wgmma_wait<0>();»", ""),
     "input of the first part of a stage": (STREAM, "wgmma_descriptor_swizzled<32>(input + «part» *", "0"),
-    "input of the first rows": (STREAM, "«Tile::warp_m()» * (Tile::kTiles * 512) + half", "0"),
-    "the other half of a box": (STREAM, "(Tile::kTiles * 512) + «half» * 32", "(1 - half)"),
+    "input of the first rows": (STREAM, "«Tile::warp_m()» * (Tile::kMmasM * 512) + half", "0"),
+    "the other half of a box": (STREAM, "(Tile::kMmasM * 512) + «half» * 32", "(1 - half)"),
     "weights of the first part of a stage": (STREAM, "wgmma_descriptor(weights + («part» * 4", "0"),
     "weights of the first half": (STREAM, "wgmma_descriptor(weights + (part * 4 + «half * 2»)", "0"),
     "weights of the first sixteen": (STREAM, "(«i» * Tile::kWarpsN + Tile", "0"),
@@ -178,10 +182,10 @@ HOPPER_FAULTS = STREAM_FAULTS | {
     "weights of every warp": (STREAM, "Tile::kWarpsN + «Tile::warp_n() / 4 * 4») * 256", "Tile::warp_n()"),
     "the step of another operand": (
         STREAM,
-        "* 256,\n                                               «Tile::kOutputs * 16»)",
+        "* 256,\n                                               «Tile::kN * 16»)",
         "128",
     ),
-    "sums of the first sixteen": (STREAM, "wgmma<Tile::kTiles>(«sums[i]», a, b)", "sums[0]"),
+    "sums of the first sixteen": (STREAM, "wgmma<Tile::kMmasM>(«sums[i]», a, b)", "sums[0]"),
 }
 OF_CARDS = {"portable": FAULTS, "hopper": HOPPER_FAULTS}
 

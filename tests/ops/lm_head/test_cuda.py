@@ -5,6 +5,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,20 @@ from dllm_kernels.ops import extension
 from dllm_kernels.ops.dispatch import select
 from dllm_kernels.ops.linear.config import SHARED_BYTES, GemmConfig
 from dllm_kernels.ops.linear.packing import PackedWeight, pack
-from dllm_kernels.ops.lm_head import op
+from dllm_kernels.ops.lm_head import library
 from dllm_kernels.ops.lm_head import skinny as lm_head_skinny_file
+from dllm_kernels.ops.lm_head.library import LmHeadChunked
 from dllm_kernels.ops.lm_head.op import lm_head
-from dllm_kernels.ops.lm_head.skinny import FEW_ROWS, MANY_ROWS, choose, lm_head_skinny, parts, select_config, shared_bytes
+from dllm_kernels.ops.lm_head.skinny import (
+    FEW_ROWS,
+    KERNEL,
+    MANY_ROWS,
+    LmHeadSkinny,
+    config_for,
+    lm_head_skinny,
+    parts,
+    select_config,
+)
 from tests.numerics import assert_contract
 from tests.ops.lm_head.test_op import (
     HUGE_SAMPLE,
@@ -48,7 +59,7 @@ def compiled(name: str, architecture: str, folder) -> dict:
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
 def test_machine_code_of_the_stream(architecture, tmp_path):
-    kernels = compiled("lm_head", architecture, tmp_path)
+    kernels = compiled("lm_head_skinny", architecture, tmp_path)
     # Two cuts, each with and without log-probabilities; the merge.
     assert len(kernels) == 2 * 2 + 1
     for key, (usage, sass) in kernels.items():
@@ -67,7 +78,7 @@ def test_machine_code_of_the_stream(architecture, tmp_path):
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
 def test_machine_code_of_a_chunk(architecture, tmp_path):
-    ((usage, sass),) = compiled("lm_head_chunk", architecture, tmp_path).values()
+    ((usage, sass),) = compiled("lm_head_chunked", architecture, tmp_path).values()
     assert defects(usage, sass) == []
     assert re.search(r"\bLDG\.E\.128\b", sass)
     before, after = sass.split("ACQBULK")
@@ -100,9 +111,9 @@ def test_gumbel_noise_of_the_device_code(tmp_path):
 
 def test_cuts_fit_the_shared_memory_and_the_card():
     for cut in CUTS:
-        assert shared_bytes(cut) <= SHARED_BYTES
+        assert cut.shared_bytes(KERNEL) <= SHARED_BYTES
         # One more stage would not fit.
-        assert shared_bytes(dataclasses.replace(cut, stages=cut.stages + 1)) > SHARED_BYTES
+        assert dataclasses.replace(cut, num_stages=cut.num_stages + 1).shared_bytes(KERNEL) > SHARED_BYTES
     # An H200, an RTX 5090, and a vocabulary smaller than the card.
     assert parts(970, FEW_ROWS, 132, 228 * 1024) == 264
     assert parts(970, FEW_ROWS, 170, 100 * 1024) == 170
@@ -110,8 +121,8 @@ def test_cuts_fit_the_shared_memory_and_the_card():
 
 
 def test_the_cut_is_chosen_by_the_rows():
-    assert [choose(rows, False) for rows in (1, 64, 65, 256)] == [FEW_ROWS, FEW_ROWS, MANY_ROWS, MANY_ROWS]
-    assert choose(4096, batch_invariant=True) == FEW_ROWS
+    assert [config_for(rows, False) for rows in (1, 64, 65, 256)] == [FEW_ROWS, FEW_ROWS, MANY_ROWS, MANY_ROWS]
+    assert config_for(4096, batch_invariant=True) == FEW_ROWS
 
 
 def test_auto_streams_what_was_timed(monkeypatch):
@@ -148,8 +159,8 @@ def packed(vocab_size: int = 5, width: int = 16, config: GemmConfig = FEW_ROWS) 
         ({"bias": B[:4]}, r"bias is torch\.float32 \[4\]; it must be a contiguous float32 \[5\]"),
         ({"bias": B.bfloat16()}, r"bias is torch\.bfloat16 \[5\]"),
         ({"hidden": X[..., :12].contiguous(), "packed": packed(width=12)}, "a width of 12; it must be a multiple of 8"),
-        ({"packed": packed(config=GemmConfig((2, 2, 2, 4, 2), 1, 2))}, "which lm_head_skinny has no code for"),
-        ({"packed": packed(config=dataclasses.replace(FEW_ROWS, stages=5))}, "which lm_head_skinny has no code for"),
+        ({"packed": packed(config=GemmConfig(64, 64, 64, 2, 2, 1, 2))}, "which lm_head_skinny has no code for"),
+        ({"packed": packed(config=dataclasses.replace(FEW_ROWS, num_stages=5))}, "which lm_head_skinny has no code for"),
         ({"temperature": torch.ones(1)}, r"temperature is torch\.float32 \[1\]; it must be a float32 scalar tensor"),
         ({"seed": torch.tensor(1.0)}, r"seed is torch\.float32 \[\]; it must be an int64 scalar tensor"),
         ({"bias": B.to("meta")}, "bias is on meta and hidden on cpu; they must share a device"),
@@ -167,7 +178,7 @@ def test_what_cannot_run_says_why():
     with pytest.raises(RuntimeError, match="CUDA kernels do not run on cpu"):
         lm_head(X, weight, B, torch.tensor(0.0), ZERO, ZERO, backend="cuda")
     with pytest.raises(ValueError, match="the cuda implementation of lm_head computes in float32, and hidden is float64"):
-        op._cuda(X.double(), weight, B, torch.tensor(0.0), ZERO, ZERO, False, False)
+        library._cuda(X.double(), weight, B, torch.tensor(0.0), ZERO, ZERO, False, False)
 
 
 @pytest.mark.parametrize("config", CUTS, ids=["few", "many"])
@@ -178,23 +189,22 @@ def test_pytorch_stands_in_for_the_kernel(config):
     expected = lm_head(problem.hidden, problem.weight, problem.bias, *scalars, True, True, "torch")
     assert torch.equal(tokens, expected[0]) and torch.equal(logprobs, expected[1])
     weight = pack(problem.weight.clone(), config)
-    arguments = (problem.hidden, weight.data, problem.bias, *scalars, 301, [*config.tile, config.stages])
+    arguments = (list(dataclasses.astuple(config)), problem.hidden, weight.data, problem.bias, *scalars, 301)
     for asked in (False, True):
         torch.library.opcheck(torch.ops.dllm_kernels.lm_head_skinny.default, (*arguments, asked))
 
 
 @needs_module
 def test_the_launchers_name_what_they_do_not_take():
-    zeros = dict.fromkeys(("bias", "temperature", "seed", "first_sample", "tokens", "logprobs", "stream"), 0)
-    shape = dict(rows=1, length=1, vocab_size=8)
-    with pytest.raises(ValueError, match="lm_head has no code for this shape of warps"):
-        extension.load().lm_head(
-            **zeros, **shape, weight=0, hidden=0, workspace=0, width=8, parts=1, warps_n=1, warps_m=1, sixteens=1, tiles=1,
-            deep=1, ring_stages=2,
-        )  # fmt: skip
-    for wrong in (dict(begin=2), dict(pitch=6), dict(logits=8)):
+    x, nothing = torch.zeros(1, 1, 8, dtype=BFLOAT), torch.zeros(8)
+    few = LmHeadSkinny(GemmConfig(64, 64, 64, 1, 1, 1, 2), x, x, nothing, nothing, ZERO, ZERO, 8, False)
+    call = SimpleNamespace(**vars(few), m=1, length=1, k=8, parts=1)
+    with pytest.raises(ValueError, match="lm_head_skinny has no code for tiles of 64 x 64 with stages of 64, 1 x 1 warps"):
+        extension.load().lm_head_skinny(call, 0)
+    good = LmHeadChunked(torch.zeros(16), nothing, nothing, ZERO, ZERO, nothing, ZERO, None, 1, 1, 8, 8, 0, 8)
+    for wrong in (dict(begin=2), dict(pitch=6), dict(logits=torch.zeros(17)[1:])):
         with pytest.raises(ValueError, match="rows of logits that begin at multiples of four values"):
-            extension.load().lm_head_chunk(**(zeros | shape | dict(logits=0, state=0, pitch=8, begin=0, end=8) | wrong))
+            extension.load().lm_head_chunked(dataclasses.replace(good, **wrong), 0)
 
 
 # On a card
@@ -322,7 +332,7 @@ def test_scalars_are_read_anew_by_a_graph():
 @needs_gpu
 def test_is_a_sound_custom_op():
     hidden, weight, *rest = Streamed(2, 3, 64, 67, temperature=0.7).tensors()
-    arguments = (hidden, weight.data, *rest, 67, [*FEW_ROWS.tile, FEW_ROWS.stages])
+    arguments = (list(dataclasses.astuple(FEW_ROWS)), hidden, weight.data, *rest, 67)
     for logprobs in (False, True):
         torch.library.opcheck(torch.ops.dllm_kernels.lm_head_skinny.default, (*arguments, logprobs))
 
@@ -338,14 +348,14 @@ def test_values_in_chunks(monkeypatch, dtypes, temperature):
     multiple = 1 if dtypes[0] == torch.float32 else 8
     for chunk, shape in ((32768, (5, 64, 768, 50257)), (512, (3, 65, 64, 1009)), (64, (1, 1, 8, 67)), (4, (1, 2, 8, 3))):
         shape = (*shape[:3], -(-shape[3] // multiple) * multiple)
-        monkeypatch.setattr(op, "_CUDA_CHUNK", chunk)
+        monkeypatch.setattr(library, "_CUDA_CHUNK", chunk)
         check_values(Problem(*shape, *dtypes, temperature=temperature), torch.device("cuda"), "cuda")
 
 
 @needs_module
 @needs_gpu
 def test_chunks_keep_to_their_memory(monkeypatch):
-    monkeypatch.setattr(op, "_CUDA_LOGITS", 2**20)
+    monkeypatch.setattr(library, "_CUDA_LOGITS", 2**20)
     arguments = (t.cuda() for t in (torch.zeros(8, 64, 64).bfloat16(), torch.zeros(50257, 64).bfloat16(), torch.zeros(50257)))
     scalars = (torch.tensor(value, device="cuda") for value in (0.0, 1, 2))
     arguments = (*arguments, *scalars)
@@ -359,7 +369,7 @@ def test_chunks_keep_to_their_memory(monkeypatch):
 @needs_module
 @needs_gpu
 def test_what_holds_for_every_backend_holds_in_chunks(monkeypatch):
-    monkeypatch.setattr(op, "_CUDA_CHUNK", 64)
+    monkeypatch.setattr(library, "_CUDA_CHUNK", 64)
     device = torch.device("cuda")
     for dtype in (torch.float32, BFLOAT):
         check_special_values(device, "cuda", dtype)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dllm_kernels.diffusion.noise import GUMBEL_NOISE, gumbels, uniforms, words
-from dllm_kernels.ops.lm_head import op as lm_head_file
-from dllm_kernels.ops.lm_head.op import lm_head, reference
+from dllm_kernels.ops.lm_head import library
+from dllm_kernels.ops.lm_head.op import lm_head
+from dllm_kernels.ops.lm_head.reference import reference
 from tests.numerics import assert_contract, poisoned
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -237,7 +238,7 @@ def test_float64_is_the_reference_and_the_reference_is_the_definition():
 
 def small_chunks(monkeypatch) -> None:
     for name in ("_CPU_CHUNK", "_GPU_CHUNK"):
-        monkeypatch.setattr(lm_head_file, name, 64)
+        monkeypatch.setattr(library, name, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -284,7 +285,7 @@ def test_never_holds_all_logits(monkeypatch):
     problem = Problem(4, 8, 2, 4099, temperature=1.0)
     arguments = [t.to(DEVICE) for t in (problem.hidden, problem.weight, problem.bias)]
     with Largest() as largest:
-        lm_head_file._torch(*arguments, scalar(1.0), scalar(1), scalar(0), True, False)
+        library._torch(*arguments, scalar(1.0), scalar(1), scalar(0), True, False)
     assert 4 * 8 * 64 <= largest.size <= 4 * 4 * 8 * 64
 
 

@@ -78,7 +78,7 @@ def test_auto_goes_there_and_no_other(monkeypatch):
 
 @needs_nvcc
 def test_machine_code(tmp_path):
-    kernels = compiled("lm_head_tiled", "sm_90a", tmp_path)
+    kernels = compiled("lm_head_persistent", "sm_90a", tmp_path)
     # With and without log-probabilities; the merge.
     assert len(kernels) == 3
     for key, (usage, sass) in kernels.items():
@@ -94,7 +94,7 @@ def test_machine_code(tmp_path):
 
 @needs_nvcc
 def test_nothing_is_left_of_it_for_other_cards(tmp_path):
-    for key, (_, sass) in compiled("lm_head_tiled", "sm_120a", tmp_path).items():
+    for key, (_, sass) in compiled("lm_head_persistent", "sm_120a", tmp_path).items():
         assert "merge" in key[1] or not re.search(r"\b(HMMA|UTMALDG|STG|LDS)", sass), key
 
 

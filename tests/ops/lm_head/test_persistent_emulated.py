@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dllm_kernels.ops.lm_head.persistent import LmHeadPersistent
 from tests.emulator import emulate
 from tests.numerics import poisoned
 from tests.ops.lm_head.test_skinny_emulated import INF, NAN, check, check_special_values, outputs, problem
@@ -20,12 +21,11 @@ def emulator() -> emulate.Emulator:
     return emulate.build(KERNEL, flags=emulate.CARDS["hopper"])
 
 
-def call_of(p: dict, out: dict, blocks: int = 132) -> emulate.TiledLmHead:
-    rows, width = p["hidden"].shape
-    common = {name: p[name] for name in ("hidden", "weight", "bias", "temperature", "seed", "first_sample", "length", "parts")}
-    workspace = poisoned(rows, (p["parts"] + 3) // 4 * 4, 5, dtype=torch.float32)
-    shape = dict(rows=rows, vocab_size=len(p["weight"]), width=width, blocks=blocks)
-    return emulate.TiledLmHead(**common, **out, **shape, workspace=workspace)
+def call_of(p: dict, out: dict, blocks: int = 132) -> emulate.Call:
+    sources = [p[name] for name in ("hidden", "weight", "bias", "temperature", "seed", "first_sample")]
+    workspace = poisoned(len(p["hidden"]), (p["parts"] + 3) // 4 * 4, 5, dtype=torch.float32)
+    call = LmHeadPersistent(*sources, len(p["weight"]), True, workspace, **out)
+    return emulate.Call("lm_head_persistent", call, changed={"length": p["length"], "parts": p["parts"], "blocks": blocks})
 
 
 def run(emulator: emulate.Emulator, p: dict, seed: int = 0, **more: int) -> dict[str, Tensor | None]:
@@ -116,25 +116,25 @@ FAULTS = {
     "a parity of the bias that never changes": (KERNEL, WAITING, "mbarrier_wait(shared->bias_full + taken % 2, 0);"),
     "the bias of the other tile": (KERNEL, "begin_at(sums, shared->bias[«taken % 2»])", "taken % 2 ^ 1"),
     "the bias of the first tile": (KERNEL, "call.bias + «first», bytes", "0"),
-    "a bias after the last": (KERNEL, "bytes = «min(kTileOutputs, call.vocab_size - first) * 4»;", "kTileOutputs * 4"),
+    "a bias after the last": (KERNEL, "bytes = «min(kTileN, call.vocab_size - first) * 4»;", "kTileN * 4"),
     "one bias in both places": (KERNEL, "bulk_load(shared->bias[«place»],", "0"),
     "the bias of the next lane": (KERNEL, "bias + eight * 8 + «threadIdx.x % 4 * 2»)", "(threadIdx.x + 1) % 4 * 2"),
     "the first of two biases twice": (KERNEL, "sums[eight][3] = «two.y»;", "two.x"),
-    "rows of the first tile": (KERNEL, "row = «number % high * kTileRows»;", "0"),
+    "rows of the first tile": (KERNEL, "row = «number % high * kTileM»;", "0"),
     "the first part twice": (KERNEL, "part = «number / high»;", "number / high / 2"),
     "the last tile left out": (KERNEL, "end = «tiles * (part + 1) / call.parts»;", "(tiles - 1) * (part + 1) / call.parts"),
     "tiles of the first part": (KERNEL, "begin = «tiles * part / call.parts»;", "0"),
-    "fewer units than there are": (KERNEL, "return «((call.rows - 1) / kTileRows + 1) * call.parts»;", "call.parts"),
+    "fewer units than there are": (KERNEL, "return «((call.m - 1) / kTileM + 1) * call.parts»;", "call.parts"),
     "inputs read before the predecessor is done": (KERNEL, "__syncthreads();\n        «pdl_wait();»", ""),
     "barriers used before they are made": (KERNEL, "«__syncthreads();»", ""),
     "barriers not announced": (KERNEL, "«fence_mbarrier_init();»", ""),
-    "the rows of the first warpgroup": (KERNEL, "ring, «warp / 4 * 64», call.width", "0"),
+    "the rows of the first warpgroup": (KERNEL, "ring, «warp / 4 * 64», call.k", "0"),
     "the rows of another warp": (KERNEL, "row = «unit.row + warp * 16 + lane / 4»;", "unit.row + (warp ^ 1) * 16 + lane / 4"),
     "the second eight rows in the place of the first": (KERNEL, "static_cast<size_t>(«row + 8 * i») *", "row"),
-    "rows that are not there written": (KERNEL, "lane % 4 == 0 && «row + 8 * i < call.rows»)", "true"),
+    "rows that are not there written": (KERNEL, "lane % 4 == 0 && «row + 8 * i < call.m»)", "true"),
     "every part in the first's place": (KERNEL, "places(call.parts) + «unit.part»;", "0"),
     "one entry of padding": (KERNEL, "2 + i % 2 >= «real») sums", "real + 1"),
-    "padding not hidden": (KERNEL, "if («call.vocab_size - first < kTileOutputs») hide", "false"),
+    "padding not hidden": (KERNEL, "if («call.vocab_size - first < kTileN») hide", "false"),
     "indices of the first tile": (KERNEL, "kept.keep_best(sums, «first»)", "0"),
     "indices of the first tile with noise": (KERNEL, "kept.keep_best_noisy(sums, «first»,", "0"),
     "a lane's entries side by side": (KERNEL, "{value, eight + «threadIdx.x % 4 * 2» + i % 2", "threadIdx.x % 4"),

@@ -1,13 +1,15 @@
 """The CUDA kernels of the lm_head on a CPU (tests/emulator), against float64."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels.ops.linear.config import GemmConfig
 from dllm_kernels.ops.linear.packing import pack
-from dllm_kernels.ops.lm_head.op import reference
-from dllm_kernels.ops.lm_head.skinny import FEW_ROWS, MANY_ROWS
+from dllm_kernels.ops.lm_head.library import LmHeadChunked
+from dllm_kernels.ops.lm_head.reference import reference
+from dllm_kernels.ops.lm_head.skinny import FEW_ROWS, MANY_ROWS, LmHeadSkinny
 from tests.emulator import emulate
 from tests.numerics import assert_contract, poisoned
 
@@ -40,27 +42,22 @@ def outputs(p: dict) -> dict[str, Tensor | None]:
 
 
 def calls(p: dict, out: dict) -> list[emulate.Call]:
-    """What the op launches: the streaming kernels, or where there is a chunk, those that take logits in."""
-    rows, width = p["hidden"].shape
-    vocab_size = len(p["weight"])
-    common = {name: p[name] for name in ("bias", "temperature", "seed", "first_sample", "length")}
-    common |= out | dict(rows=rows, vocab_size=vocab_size)
+    """What the op launches: the kernel for few rows, or where there is a chunk, those that take logits in."""
+    rows, vocab_size = len(p["hidden"]), len(p["weight"])
+    sources = [p[name] for name in ("bias", "temperature", "seed", "first_sample")]
     if not p["chunk"]:
-        config: GemmConfig = p["config"]
-        n, m, sixteens, tiles, deep = config.tile
-        shape = dict(warps_n=n, warps_m=m, sixteens=sixteens, tiles=tiles, deep=deep, ring_stages=config.stages)
-        weight = pack(p["weight"].clone(), config).data
+        weight = pack(p["weight"].clone(), p["config"]).data
         parts = min(p["parts"], len(weight))
         workspace = poisoned(rows, (parts + 3) // 4 * 4, 5, dtype=torch.float32)
-        sources = dict(weight=weight, hidden=p["hidden"], workspace=workspace, width=width, parts=parts)
-        return [emulate.LmHead(**common, **shape, **sources)]
+        call = LmHeadSkinny(p["config"], p["hidden"], weight, *sources, vocab_size, True, workspace, **out)
+        return [emulate.Call("lm_head_skinny", call, changed={"length": p["length"], "parts": parts})]
     state, made = poisoned(rows, 5, dtype=torch.float32), []
     for begin in range(0, vocab_size, p["chunk"]):
         end = min(begin + p["chunk"], vocab_size)
         logits = poisoned(rows, (end - begin + 3) // 4 * 4, dtype=torch.float32)
         logits[:, : end - begin] = p["hidden"].float() @ p["weight"][begin:end].float().T
-        part = dict(logits=logits, state=state, pitch=logits.shape[1], begin=begin, end=end)
-        made.append(emulate.LmHeadChunk(**common, **part))
+        shape = dict(m=rows, length=p["length"], vocab_size=vocab_size, pitch=logits.shape[1], begin=begin, end=end)
+        made.append(emulate.Call("lm_head_chunked", LmHeadChunked(logits, *sources, state, **out, **shape)))
     return made
 
 
@@ -100,7 +97,7 @@ STREAMED = (
     dict(rows=65, vocab_size=515, width=24, parts=1, length=13, temperature=1.0, config=MANY_ROWS),
     dict(rows=130, vocab_size=260, width=40, parts=2, length=65, config=MANY_ROWS),
     dict(rows=70, vocab_size=257, width=40, parts=2, length=35, temperature=0.3, logprobs=False),
-    dict(rows=3, vocab_size=1500, width=136, parts=2, config=GemmConfig(FEW_ROWS.tile, 1, 2), temperature=0.0),
+    dict(rows=3, vocab_size=1500, width=136, parts=2, config=dataclasses.replace(FEW_ROWS, num_stages=2), temperature=0.0),
 )
 CHUNKED = (
     dict(rows=1, vocab_size=1, width=8, chunk=4),
@@ -185,7 +182,7 @@ def test_a_row_does_not_depend_on_its_place_or_its_neighbours(emulator):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_order_gives_the_same_bits(emulator, seed):
-    p = problem(9, 800, 104, 0.7, parts=2, config=GemmConfig(FEW_ROWS.tile, 1, 3))
+    p = problem(9, 800, 104, 0.7, parts=2, config=dataclasses.replace(FEW_ROWS, num_stages=3))
     expected, out = run(emulator, p, seed=100), outputs(p)
     # Two calls in a row may overlap; the second reads the same and writes elsewhere.
     again = outputs(p)
@@ -226,9 +223,9 @@ FAULTS = {
     "another call of Philox": (KERNEL, "«group % 4 * 2» + group / 4;", "group % 4"),
     "another sample": (KERNEL, "first_sample + «sample», kGumbelNoise", "0u"),
     "another token": (KERNEL, "(seed, «token * row_quads» + quad", "(row + j) * row_quads"),
-    "rows that are not there written": (KERNEL, "threadIdx.x < Tile::kRows && «row < call.rows»", "true"),
+    "rows that are not there written": (KERNEL, "threadIdx.x < Tile::kM && «row < call.m»", "true"),
     "the last tile left out": (KERNEL, "end = «tiles * (part + 1) / call.parts»;", "(tiles - 1) * (part + 1) / call.parts"),
-    "rows of the first block": (KERNEL, "first_row = «blockIdx.x * Tile::kRows»;", "0u"),
+    "rows of the first block": (KERNEL, "first_row = «blockIdx.x * Tile::kM»;", "0u"),
     "input after the last": (STREAM, "1 ? stage : «stage % source_.stages»", "stage"),
     "NaN loses": (ROW, "«fminf(value, INFINITY)»", "value"),
     "the highest of equal indices": (ROW, "«a.index < b.index»", "a.index > b.index"),
