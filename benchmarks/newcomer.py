@@ -3,7 +3,8 @@
     python -m benchmarks.newcomer
 
 writes benchmarks/results/DAY-newcomer.json: disk, the memory of `make generate`, and what the tutorial printed. Run it in an
-environment with the extras `text` and `train` alone, since it measures that environment. tests/report/test_blocks.py runs the
+environment with the extras `text` and `train` alone, since it measures that environment, and with OMP_NUM_THREADS=1, since the
+tutorial's times are told for one core. tests/report/test_blocks.py runs the
 same blocks, and tests/report/test_readme.py compares the documents with the file.
 
 A block is run where `<!-- run -->` stands above it, by a process of its own in one folder for the whole document. A comment
@@ -27,10 +28,10 @@ from typing import Any
 
 import torch
 
-from dllm_kernels.bench.machine import Machine
+from dllm_kernels.utils.machine import Machine
 from dllm_kernels.bench.peers import OURS
 from dllm_kernels.bench.results import Result
-from dllm_kernels.bench.tables import number
+from dllm_kernels.bench.wording import number
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"

@@ -258,7 +258,7 @@ class FusedSampler:
                 inputs.guidance_scale,
                 denoiser.norm_scale,
                 denoiser.norm_shift,
-                x.statistics,
+                x.stats,
                 noise=self._draws_noise,
                 backend=self.backend,
             )
