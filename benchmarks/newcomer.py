@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 
-from dllm_kernels.utils.machine import Machine
 from dllm_kernels.bench.peers import OURS
 from dllm_kernels.bench.results import Result
 from dllm_kernels.bench.wording import number
+from dllm_kernels.utils.machine import Machine
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -145,8 +145,9 @@ def disk(result: dict[str, Any]) -> str:
     gb = {name: number(size / 1e9, 2) for name, size in result["bytes"].items()}
     mb = {name: number(size / 1e6, 2) for name, size in result["bytes"].items()}
     return (
-        f"{gb['environment']} GB for an environment with the extras `text` and `train` and PyTorch for CPUs, {gb['torch']} GB of it PyTorch and "
-        f"{gb['triton']} GB Triton. This package takes {mb['package']} MB, {mb['bundled']} MB of it `ldlm-demo`. PyTorch for CUDA is larger."
+        f"{gb['environment']} GB for an environment with the extras `text` and `train` and PyTorch for CPUs, "
+        f"{gb['torch']} GB of it PyTorch and {gb['triton']} GB Triton. "
+        f"This package takes {mb['package']} MB, {mb['bundled']} MB of it `ldlm-demo`. PyTorch for CUDA is larger."
     )
 
 
