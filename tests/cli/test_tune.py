@@ -19,7 +19,7 @@ def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(command, "resolve_device", torch.device)
     monkeypatch.setattr(command, "cuda_unsupported_reason", lambda device: None)
-    for name, value in (("has_warpgroups", False), ("multiprocessors", 132), ("shared_memory", 228 * 1024)):
+    for name, value in (("has_wgmma", False), ("multiprocessors", 132), ("shared_memory", 228 * 1024)):
         monkeypatch.setattr(tuning, name, lambda device, value=value: value)
 
     def tune_shape(rows, outputs, width, device, cuts):
@@ -44,13 +44,13 @@ def test_the_table_and_what_is_said_of_it(card, tmp_path):
     path = tmp_path / "table.json"
     lines = run("tune", "--output", path).stdout.splitlines()
     assert lines[0] == "a layer of width 2048: 40.00 us, with the library's GEMMs 55.50 us"
-    assert lines[1].startswith("6144 x 2048: 5.0 us, the fastest cut 5.0 us, the library 20.0 us, [")
+    assert lines[1].startswith("6144 x 2048: 5.0 us, the fastest config 5.0 us, the library 20.0 us, tiles of ")
     table = json.loads(path.read_text())
     source = {"card": "a card", "date": date.today().isoformat(), "torch": torch.__version__}
     (layer,) = table["layers"]
     assert layer == {"multiprocessors": 132, "row_tiles": 1, "dim": 2048, "us": 40.0, "library_us": 55.5} | source
     shapes = tuning.shapes(LDLMConfig.preset("open-dllm-35b-a3b"))
-    assert [(entry["outputs"], entry["width"]) for entry in table["entries"]] == shapes and len(lines) == 1 + len(shapes)
+    assert [(entry["n"], entry["k"]) for entry in table["entries"]] == shapes and len(lines) == 1 + len(shapes)
     assert all(entry.items() >= (source | {"multiprocessors": 132, "us": 5.0}).items() for entry in table["entries"])
     run("tune", "--output", path)
     assert json.loads(path.read_text()) == table
@@ -60,7 +60,7 @@ def test_shapes_that_no_cut_suits_are_left_to_the_rule(card, tmp_path):
     done = run("tune", "--preset", "tiny", "--output", tmp_path / "table.json")
     assert done.stdout == "" and json.loads((tmp_path / "table.json").read_text()) == {"entries": [], "layers": []}
     shapes = tuning.shapes(LDLMConfig.preset("tiny"))
-    why = "too small or uneven for a cut that fills the card; left to the rule"
+    why = "too small or uneven for a config that fills the card; left to the rule"
     assert done.stderr.splitlines() == [f"{outputs} x {width}: {why}" for outputs, width in shapes]
 
 
