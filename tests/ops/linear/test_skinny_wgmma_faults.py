@@ -6,13 +6,14 @@ import re
 import pytest
 
 from tests.emulator import emulate
-from tests.ops.linear.test_skinny_emulated import KERNEL, SEEDS, WARPGROUP, check, problem, run
-from tests.ops.linear.test_skinny_faults import ROWS, with_faults
+from tests.ops.linear.test_skinny_emulated import SEEDS, WARPGROUP, check, problem, run
+from tests.ops.linear.test_skinny_faults import with_faults
 from tests.ops.linear.test_skinny_wgmma_emulated import config_of, two_in_a_row
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
 
-END = "csrc/include/dllm/epilogue.cuh"
+GEMM, EPILOGUE = "csrc/include/dllm/wgmma_gemm.cuh", "csrc/include/dllm/epilogue.cuh"
+STATISTICS = "csrc/include/dllm/row_statistics.cuh"
 
 
 def faulty_calls(faulty: emulate.Emulator, fault: int, seed: int) -> None:
@@ -22,8 +23,8 @@ def faulty_calls(faulty: emulate.Emulator, fault: int, seed: int) -> None:
     beside = [
         problem(config_of(64, 1, 2, 3), 13, 72, 512, chunk=40, residual=5, next_scale=True, stats_out=True),
         problem(config_of(160, 4, 2, 2), 75, 184, 896, **after),
-        problem(config_of(64, 1, rows=128), 197, 72, 192, chunk=40, residual=7, next_scale=True, stats_out=True),
-        problem(config_of(64, 2, rows=128), 197, 72, 320, **after),
+        problem(config_of(64, 1, tile_m=128), 197, 72, 192, chunk=40, residual=7, next_scale=True, stats_out=True),
+        problem(config_of(64, 2, tile_m=128), 197, 72, 320, **after),
     ]
     for calls in two_in_a_row(), beside:
         run(faulty, *calls, seed=seed, fault=fault)
@@ -38,187 +39,212 @@ INPUT_EMPTYING = "«if (stage >= depth) mbarrier_wait(rings->input_empty + slot,
 LEAVING = "«if (stage + weights_depth < stages) mbarrier_arrive(rings->weights_empty + weights_slot);»"
 INPUT_LEAVING = "«if (stage + input_depth < stages) mbarrier_arrive(rings->input_empty + input_slot);»"
 PEERS_READY = "«cluster_arrive();\n            cluster_wait();»"
-PEERS_DONE = """«end.add_up();
+PEERS_DONE = """«own.reduce_split_k();
         // Others may still be reading this block's memory.
-        if constexpr (kSlices > 1) cluster_arrive_relaxed();
-        end.finish();
-        if constexpr (kSlices > 1) cluster_wait();»"""
+        if constexpr (kSplitK > 1) cluster_arrive_relaxed();
+        own.finish();
+        if constexpr (kSplitK > 1) cluster_wait();»"""
 MERGED = "\n    }\n    return {mean, rsqrtf(squares"
 RING_FAULTS = {
     # name: file, where, and what stands there instead
-    "barriers not announced": (END, "«fence_mbarrier_init();»", ""),
-    "barriers used before they are made": (WARPGROUP, "«__syncthreads();»\n\n        if (warp == Tile::kWeightsWarp)", ""),
-    "a barrier too few": (END, "slot < «weights»; ++slot", "weights - 1"),
-    "the filling of a slot not waited for": (WARPGROUP, FILLING, ""),
+    "barriers not announced": (GEMM, "«fence_mbarrier_init();»", ""),
+    "barriers used before they are made": (WARPGROUP, "«__syncthreads();»\n\n        // Load and main loop.", ""),
+    "a barrier too few": (GEMM, "slot < «weights»; ++slot", "weights - 1"),
+    "the filling of a slot not waited for": (GEMM, FILLING, ""),
     "the wrong parity of a full slot": (
-        WARPGROUP,
+        GEMM,
         FILLING,
         "mbarrier_wait(rings->weights_full + weights_slot, weights_parity ^ 1);",
     ),
-    "a parity that never changes": (WARPGROUP, "weights_slot = 0, «weights_parity ^= 1»;", "0u"),
-    "the filling of a slot of input not waited for": (WARPGROUP, INPUT_FILLING, ""),
+    "a parity that never changes": (GEMM, "weights_slot = 0, «weights_parity ^= 1»;", "0u"),
+    "the filling of a slot of input not waited for": (GEMM, INPUT_FILLING, ""),
     "the wrong parity of a full slot of input": (
-        WARPGROUP,
+        GEMM,
         INPUT_FILLING,
         "mbarrier_wait(rings->input_full + input_slot, input_parity ^ 1);",
     ),
-    "a parity of input that never changes": (WARPGROUP, "input_slot = 0, «input_parity ^= 1»;", "0u"),
-    "a slot refilled before it was left": (WARPGROUP, EMPTYING, ""),
+    "a parity of input that never changes": (GEMM, "input_slot = 0, «input_parity ^= 1»;", "0u"),
+    "a slot refilled before it was left": (GEMM, EMPTYING, ""),
     "the wrong parity of a slot that was left": (
-        WARPGROUP,
+        GEMM,
         EMPTYING,
         "mbarrier_wait(rings->weights_empty + slot, parity ^ 1);",
     ),
-    "a parity of slots left that never changes": (WARPGROUP, "slot = 0, «parity ^= 1»;\n        }", "0u"),
-    "a slot of input refilled before it was left": (WARPGROUP, INPUT_EMPTYING, ""),
+    "a parity of slots left that never changes": (GEMM, "slot = 0, «parity ^= 1»;\n        }", "0u"),
+    "a slot of input refilled before it was left": (GEMM, INPUT_EMPTYING, ""),
     "the wrong parity of a slot of input that was left": (
-        WARPGROUP,
+        GEMM,
         "parity = «1»;\n    for (uint32_t stage = 0; stage < stages",
         "0",
     ),
-    "a parity of slots of input left that never changes": (WARPGROUP, "slot = 0, «parity ^= 1»;\n    }\n}", "0u"),
-    "leaving a slot not told": (WARPGROUP, LEAVING, ""),
-    "leaving a slot of input not told": (WARPGROUP, INPUT_LEAVING, ""),
-    "leaving told by every lane": (WARPGROUP, "if («threadIdx.x % 32 == 0») {", "true"),
-    "one warp not asked whether it left": (END, "(weights_empty + slot, «multiplying_warps»)", "multiplying_warps - 1"),
+    "a parity of slots of input left that never changes": (GEMM, "slot = 0, «parity ^= 1»;\n    }\n}", "0u"),
+    "leaving a slot not told": (GEMM, LEAVING, ""),
+    "leaving a slot of input not told": (GEMM, INPUT_LEAVING, ""),
+    "leaving told by every lane": (GEMM, "if («threadIdx.x % 32 == 0») {", "true"),
+    "one warp not asked whether it left": (GEMM, "(weights_empty + slot, «multiplying_warps»)", "multiplying_warps - 1"),
     "one warp not asked whether it left the input": (
-        END,
+        GEMM,
         "(input_empty + slot, «multiplying_warps»)",
         "multiplying_warps - 1",
     ),
-    "more arrivals awaited than there are": (END, "(weights_full + slot, «1»)", "2"),
+    "more arrivals awaited than there are": (GEMM, "(weights_full + slot, «1»)", "2"),
     "a slot filled by every lane": (WARPGROUP, "if («lane == 0») weights.keep_full();", "true"),
-    "a slot never filled again": (WARPGROUP, "stage = depth; «stage < stages»;", "false"),
-    "a stage after the last": (WARPGROUP, "stage = depth; «stage < stages»;", "stage <= stages"),
-    "a slot filled with the next stage": (WARPGROUP, "load(«stage», slot);", "stage + 1"),
-    "another slot filled again": (WARPGROUP, "load(stage, «slot»);", "(slot + 1) % depth"),
-    "more stages than there are": (WARPGROUP, "stage < «min(depth, stages)»;", "depth"),
-    "fewer bytes expected than copied": (WARPGROUP, "weights_full + slot, «Tile::kWeightBytes»);", "Tile::kWeightBytes / 2"),
-    "a slot of input filled with the first stage": (WARPGROUP, "column + «stage * kDepth»", "0"),
-    "another slot of input filled": (WARPGROUP, "tma_load_2d(ring + «slot» *", "(slot + 1) % depth"),
+    "a slot never filled again": (GEMM, "stage = depth; «stage < stages»;", "false"),
+    "a stage after the last": (GEMM, "stage = depth; «stage < stages»;", "stage <= stages"),
+    "a slot filled with the next stage": (GEMM, "load(«stage», slot);", "stage + 1"),
+    "another slot filled again": (GEMM, "load(stage, «slot»);", "(slot + 1) % depth"),
+    "more stages than there are": (GEMM, "stage < «min(depth, stages)»;", "depth"),
+    "fewer bytes expected than copied": (GEMM, "weights_full + slot, «Tile::kWeightBytes»);", "Tile::kWeightBytes / 2"),
+    "a slot of input filled with the first stage": (GEMM, "column + «stage * Tile::kK»", "0"),
+    "another slot of input filled": (GEMM, "tma_load_2d(ring + «slot» *", "(slot + 1) % depth"),
     "fewer bytes of input expected than copied": (
-        WARPGROUP,
+        GEMM,
         "input_full + slot, «Tile::kInputBytes»);",
         "Tile::kInputBytes / 2",
     ),
-    "weights of the first slot": (WARPGROUP, "weights + «weights_slot» *", "0"),
-    "input of the first slot": (WARPGROUP, "(input + «input_slot» *", "0"),
+    "weights of the first slot": (GEMM, "weights + «weights_slot» *", "0"),
+    "input of the first slot": (GEMM, "(input + «input_slot» *", "0"),
 }
 PRODUCT_FAULTS = {
-    "input loaded before the predecessor is done": (WARPGROUP, "«pdl_wait();»\n    uint32_t slot", ""),
+    "input loaded before the predecessor is done": (GEMM, "«pdl_wait();»\n    uint32_t slot", ""),
     "statistics fetched before the predecessor is done": (
         WARPGROUP,
-        "«pdl_wait();»\n            end.fetch_rows",
+        "«pdl_wait();»\n            own.fetch_rows",
         "",
     ),
-    "input of the next row": (WARPGROUP, "static_cast<int32_t>(«row»)", "row + 1"),
-    "input of the first rows": (WARPGROUP, "stages, «blockIdx.z * Tile::kM», begin", "0"),
-    "input of the first slice": (WARPGROUP, "kRows, «begin * kDepth»)", "0"),
-    "input of the first part of a stage": (WARPGROUP, "kInputBytes + «part * 32»)", "0"),
+    "input of the next row": (GEMM, "static_cast<int32_t>(«row»)", "row + 1"),
+    "input of the first rows": (WARPGROUP, "block.stages, «blockIdx.z * kM»,", "0"),
+    "input of the first slice": (WARPGROUP, "«block.begin * Tile::kK»)", "0"),
+    "input of the first part of a stage": (GEMM, "kInputBytes + «part * 32»)", "0"),
     "input of the first 64 rows": (WARPGROUP, "input + «warp / 4» * (64", "0"),
-    "weights of the first slice": (WARPGROUP, "* all + «begin») *", "0"),
-    "weights of the first column block": (WARPGROUP, "static_cast<size_t>(«place.column_block») * all", "0"),
-    "weights of the first part of a stage": (WARPGROUP, "+ «part * 2» * (Tile::kN", "0"),
-    "the step of another operand": (WARPGROUP, " «Tile::kN * 16»);", "128"),
-    "a slice begins late": (WARPGROUP, "begin = «all * slice / kSlices»;", "(all * slice + kSlices - 1) / kSlices"),
-    "a slice ends early": (WARPGROUP, "stages = «all * (slice + 1) / kSlices»", "all * (slice + 1) / kSlices - (slice == 1)"),
-    "no wgmma_fence": (WARPGROUP, "«wgmma_fence();»", ""),
-    "no wgmma_commit": (WARPGROUP, "«wgmma_commit();»", ""),
-    "no wgmma_wait": (WARPGROUP, "«wgmma_wait<0>();»", ""),
+    "weights of the first slice": (WARPGROUP, "block.all_stages + «block.begin») *", "0"),
+    "weights of the first column block": (WARPGROUP, "static_cast<size_t>(«block.column_block») * block", "0"),
+    "weights of the first part of a stage": (GEMM, "+ «part * 2» * (Tile::kN", "0"),
+    "the step of another operand": (GEMM, " «Tile::kN * 16»);", "128"),
+    "a slice begins late": (
+        WARPGROUP,
+        "begin(«all_stages * slice / Tile::kSplitK»)",
+        "(all_stages * slice + Tile::kSplitK - 1) / Tile::kSplitK",
+    ),
+    "a slice ends early": (
+        WARPGROUP,
+        "stages(«all_stages * (slice + 1) / Tile::kSplitK»",
+        "all_stages * (slice + 1) / Tile::kSplitK - (slice == 1)",
+    ),
+    "no wgmma_fence": (GEMM, "«wgmma_fence();»", ""),
+    "no wgmma_commit": (GEMM, "«wgmma_commit();»", ""),
+    "no wgmma_wait": (GEMM, "«wgmma_wait<0>();»", ""),
     "sums left while others multiply": (WARPGROUP, "«mbarrier_wait(&rings->multiplied, 0);»", ""),
-    "sums left while one other multiplies": (END, "(&multiplied, «multiplying_warps»)", "multiplying_warps - 1"),
+    "sums left while one other multiplies": (GEMM, "(&multiplied, «multiplying_warps»)", "multiplying_warps - 1"),
     "the end of the products not told": (WARPGROUP, "«if (lane == 0) mbarrier_arrive(&rings->multiplied);»", ""),
-    "sums left in the place of another warp": (END, "sums_ + («threadIdx.x / 32 * 2» *", "threadIdx.x / 32"),
-    "the eights of a warp's rows swapped": (END, "mine[(«half» * Cut", "(1 - half)"),
-    "sixteens in another order": (END, "Tile::kPieces + «i») * 32]", "(i ^ 1)"),
-    "outputs of a sixteen in another order": (END, "half], «sums[2 * i][2 * half + 1]»,", "sums[2 * i + 1][2 * half]"),
+    "sums left in the place of another warp": (WARPGROUP, "sums_ + («threadIdx.x / 32 * 2» *", "threadIdx.x / 32"),
+    "the eights of a warp's rows swapped": (WARPGROUP, "mine[(«half» * Tile", "(1 - half)"),
+    "pieces in another order": (WARPGROUP, "Tile::kPieces + «i») * 32]", "(i ^ 1)"),
+    "outputs of a piece in another order": (WARPGROUP, "half], «sums[2 * i][2 * half + 1]»,", "sums[2 * i + 1][2 * half]"),
     "peers not waited for": (WARPGROUP, PEERS_READY, ""),
     "threads waited for in place of peers": (WARPGROUP, PEERS_READY, "__syncthreads();"),
     "what peers left not made visible": (WARPGROUP, PEERS_READY, "cluster_arrive_relaxed(); cluster_wait();"),
     "no other threads waited for where there are no peers": (WARPGROUP, "} else {\n            «__syncthreads();»", ""),
-    "peers left that still read": (WARPGROUP, PEERS_DONE, "end.add_up(); end.finish();"),
+    "peers left that still read": (WARPGROUP, PEERS_DONE, "own.reduce_split_k(); own.finish();"),
     "reading told to be over before it began": (
         WARPGROUP,
         PEERS_DONE,
-        "if constexpr (kSlices > 1) cluster_arrive_relaxed(); end.add_up(); end.finish();"
-        "if constexpr (kSlices > 1) cluster_wait();",
+        "if constexpr (kSplitK > 1) cluster_arrive_relaxed(); own.reduce_split_k(); own.finish();"
+        "if constexpr (kSplitK > 1) cluster_wait();",
     ),
-    "the own sums only": (END, "dsmem_load(from + sixteen * 32, «s»)", "place_.slice"),
-    "a slice twice": (END, "dsmem_load(from + sixteen * 32, «s»)", "s / 2 * 2"),
-    "a slice after the last": (END, "dsmem_load(from + sixteen * 32, «s»)", "s + 1"),
-    "the last slice left out": (END, "s < «Tile::kSplitK»; ++s) {\n                    const float4 part", "Tile::kSplitK - 1"),
-    "the sums of the last slice only": (END, "sum = {«sum.x + part.x»,", "part.x"),
-    "sums of the first slice's rows": (END, "sums_ + («place_.slice» *", "0"),
-    "sums of the first octet": (END, "Tile::kOwnOctets + «octet(group)») *", "0"),
-    "octets of the first 64 rows": (END, "return «group * (kEndingWarps / Tile::kSplitK)» + threadIdx", "0"),
-    "the end by warps without octets": (END, "return «Tile::kGroups == 1 || threadIdx.x < kEndingWarps * 32»;", "true"),
+    "the own sums only": (WARPGROUP, "dsmem_load(from + piece * 32, «s»)", "block_.slice"),
+    "a slice twice": (WARPGROUP, "dsmem_load(from + piece * 32, «s»)", "s / 2 * 2"),
+    "a slice after the last": (WARPGROUP, "dsmem_load(from + piece * 32, «s»)", "s + 1"),
+    "the last slice left out": (
+        WARPGROUP,
+        "s < «Tile::kSplitK»; ++s) {\n                    const float4 part",
+        "Tile::kSplitK - 1",
+    ),
+    "the sums of the last slice only": (WARPGROUP, "sum = {«sum.x + part.x»,", "part.x"),
+    "sums of the first slice's rows": (WARPGROUP, "sums_ + («block_.slice» *", "0"),
+    "sums of the first eight rows": (WARPGROUP, "Tile::kOwnEights + «eight(group)») *", "0"),
+    "eight rows of the first 64": (WARPGROUP, "return «group * (kEpilogueWarps / Tile::kSplitK)» + threadIdx", "0"),
+    "the epilogue by warps without rows": (
+        WARPGROUP,
+        "return «Tile::kGroups == 1 || threadIdx.x < kEpilogueWarps * 32»;",
+        "true",
+    ),
 }
-END_FAULTS = {
-    "the last rows left out": (WARPGROUP, "«(call.m - 1) / Tile::kM + 1»);", "call.m / Tile::kM"),
-    "rows after the last": (END, "return rows > first ? «min(kOwnRows, rows - first)» :", "kOwnRows"),
-    "rows after the last written": (END, "if («row(group) < place_.own_rows» && output", "true"),
-    "statistics after the last read": (END, "row < «place_.own_rows»; row += kEndThreads", "Tile::kOwnRows"),
-    "statistics of the first rows only": (END, "place_.own_rows; «row += kEndThreads»)", "row += Tile::kM"),
-    "statistics after the last written": (END, "if («threadIdx.x < place_.own_rows») {", "threadIdx.x < Tile::kOwnRows"),
-    "statistics after the last written where there are no peers": (END, "if («row(group) < place_.own_rows») to[row", "true"),
-    "the first slice's rows of the result": (WARPGROUP, "Tile::kM + «slice * Tile::kOwnRows»,", "0"),
-    "constants of the first column block": (END, "there ? from + «first_output_» +", "0"),
-    "constants not waited for": (END, "«cp_async_commit();»\n    }\n\n", ""),
-    "the residual not waited for": (END, "«cp_async_wait<0>();»", "cp_async_wait<1>();"),
-    "neither constants nor residual waited for": (END, "«cp_async_wait<0>();»", ""),
+EPILOGUE_FAULTS = {
+    "the last rows left out": (WARPGROUP, "«(call.m - 1) / kM + 1»);", "call.m / kM"),
+    "rows after the last": (WARPGROUP, "call.m > first_row ? «min(Tile::kOwnRows, call.m - first_row)» :", "Tile::kOwnRows"),
+    "rows after the last written": (EPILOGUE, "if («real» && output", "true"),
+    "statistics after the last read": (WARPGROUP, "row < «block_.own_rows»; row += kFetchThreads", "Tile::kOwnRows"),
+    "statistics of the first rows only": (WARPGROUP, "block_.own_rows; «row += kFetchThreads»)", "row += Tile::kM"),
+    "statistics after the last written": (WARPGROUP, "if («threadIdx.x < block_.own_rows») {", "threadIdx.x < Tile::kOwnRows"),
+    "statistics after the last written where there are no peers": (
+        WARPGROUP,
+        "if («row(group) < block_.own_rows») to[row",
+        "true",
+    ),
+    "the first slice's rows of the result": (WARPGROUP, "Tile::kM + «slice * Tile::kOwnRows»)", "0"),
+    "vectors of the first column block": (EPILOGUE, "there ? from + «first_output» +", "0"),
+    "vectors not waited for where there is no residual": (
+        WARPGROUP,
+        "«cp_async_wait<0>();»",
+        "if (call_.residual) cp_async_wait<0>();",
+    ),
+    "the residual not waited for": (WARPGROUP, "«cp_async_wait<0>();»", "cp_async_wait<1>();"),
+    "neither vectors nor residual waited for": (WARPGROUP, "«cp_async_wait<0>();»", ""),
     "the residual's rows not repeated": (
-        END,
-        "from = «token < call_.residual_rows ? token : token % call_.residual_rows»;",
+        EPILOGUE,
+        "from = «token < call.residual_rows ? token : token % call.residual_rows»;",
         "token",
     ),
-    "the residual of the first rows": (END, "uint32_t token = «place_.first_row + row»;", "row"),
-    "the residual of the first column block": (END, "call_.n + «first_output_» + output : 0", "0"),
-    "statistics of the first slice's rows": (END, "size_t token = «place_.first_row + row»;", "row"),
-    "the statistics of the first row": (END, "statistics_[«row(group)»]", "0"),
-    "means of a whole last chunk": (ROWS, "chunks[i].x * «columns(i)»;\n    }\n    mean /=", "static_cast<float>(chunk)"),
-    "squares of a whole last chunk": (ROWS, f"(one.x - mean) * «columns(i)»;{MERGED}", "static_cast<float>(chunk)"),
-    "the means of chunks taken for equal": (ROWS, f"«(one.x - mean) * (one.x - mean)» * columns(i);{MERGED}", "0"),
-    "rows not centred": (END, "(value - «mean_and_factor.x» * sum)", "0"),
-    "no gate": (END, "value *= «gate»;", "1"),
-    "no GELU": (END, "value = «gelu(value)»;", "value"),
-    "half of the residual twice": (END, "values_[i][1] += «high_bf16(left.x)»;", "low_bf16(left.x)"),
-    "scaled before it is rounded": (END, "v[0] = «low_bf16(pairs.x)»,", "v[0]"),
-    "statistics of unrounded values": (END, "v[1] = «high_bf16(pairs.x)»;", "v[1]"),
-    "the share of the first warp": (END, "sixteen = «share()» + i", "0"),
-    "sixteens of another warp's share": (END, "share() + «i * Tile::kSplitK»;", "i"),
-    "sixteens after the last": (END, "|| «sixteen < Tile::kPieces»)", "true"),
+    "the residual of the first rows": (EPILOGUE, "token = «first_row + row»;", "row"),
+    "the residual of the first column block": (EPILOGUE, "call.n + «first_output» + output : 0", "0"),
+    "statistics of the first slice's rows": (WARPGROUP, "size_t token = «block_.first_row + row»;", "row"),
+    "the statistics of the first row": (WARPGROUP, "statistics_[«row(group)»]", "0"),
+    "means of a whole last chunk": (STATISTICS, "chunks[i].x * «columns(i)»;\n    }\n    mean /=", "static_cast<float>(chunk)"),
+    "squares of a whole last chunk": (STATISTICS, f"(one.x - mean) * «columns(i)»;{MERGED}", "static_cast<float>(chunk)"),
+    "the means of chunks taken for equal": (STATISTICS, f"«(one.x - mean) * (one.x - mean)» * columns(i);{MERGED}", "0"),
+    "rows not centred": (EPILOGUE, "(value - «mean_and_rstd.x» * sum)", "0"),
+    "no gate": (EPILOGUE, "value *= «gate»;", "1"),
+    "no GELU": (EPILOGUE, "value = «gelu(value)»;", "value"),
+    "half of the residual twice": (EPILOGUE, "quad[1] += «high_bf16(pairs.x)»;", "low_bf16(pairs.x)"),
+    "scaled before it is rounded": (EPILOGUE, "quad[0] = «low_bf16(pairs.x)»,", "quad[0]"),
+    "statistics of unrounded values": (EPILOGUE, "quad[1] = «high_bf16(pairs.x)»;", "quad[1]"),
+    "the share of the first warp": (WARPGROUP, "piece = «share()» + i", "0"),
+    "pieces of another warp's share": (WARPGROUP, "share() + «i * Tile::kSplitK»;", "i"),
+    "pieces after the last": (WARPGROUP, "|| «piece < Tile::kPieces»)", "true"),
     "shares taken for equally wide": (
-        END,
-        "columns += «first < outputs_ ? min(16u, outputs_ - first) : 0»;",
+        WARPGROUP,
+        "columns += «first < epilogue_.outputs ? min(16u, epilogue_.outputs - first) : 0»;",
         "16",
     ),
-    "padding written": (END, "own_rows && «output_of(sixteen) < outputs_») {", "true"),
-    "padding in the squares": (END, "squares += «output_of(sixteen) < outputs_» ?", "true"),
-    "constants after the last read": (END, "from && «output < outputs_»;", "true"),
-    "the residual after the last column read": (END, "bool there = «output < outputs_»;", "true"),
-    "sums over a part of a row's lanes": (END, "mean = «sum_over<4>(total)» /", "sum_over<2>(total)"),
-    "parts of a row in one place": (END, "Tile::kSplitK + «share()»] = part", "0"),
-    "parts read before they are written": (END, "«__syncthreads();»", ""),
+    "padding written": (EPILOGUE, "if (real && «output < outputs»)", "true"),
+    "padding in the squares": (EPILOGUE, "squares += «output < outputs» ?", "true"),
+    "vectors after the last read": (EPILOGUE, "from && «output < outputs»;", "true"),
+    "the residual after the last column read": (EPILOGUE, "bool there = «output < outputs»;", "true"),
+    "sums over a part of a row's lanes": (EPILOGUE, "mean = «sum_over<kLanes>(total)» /", "sum_over<kLanes / 2>(total)"),
+    "parts of a row in one place": (WARPGROUP, "Tile::kSplitK + «share()»] = part", "0"),
+    "parts read before they are written": (WARPGROUP, "return;\n        «__syncthreads();»\n", ""),
     "the mean of parts not by their width": (
-        END,
+        WARPGROUP,
         "parts[s].x * «static_cast<float>(columns_of(s))»;",
-        "static_cast<float>(outputs_) / Tile::kSplitK",
+        "static_cast<float>(epilogue_.outputs) / Tile::kSplitK",
     ),
-    "parts merged without their distance": (END, "parts[s].y + «apart * apart» *", "0"),
-    "statistics of the first column block": (END, "place_.column_blocks + «place_.column_block»;", "0"),
-    "statistics in the first slice's place": (END, "static_cast<size_t>(«place_.first_row») *", "0"),
+    "parts merged without their distance": (WARPGROUP, "parts[s].y + «apart * apart» *", "0"),
+    "statistics of the first column block": (WARPGROUP, "block_.column_blocks + «block_.column_block»;", "0"),
+    "statistics in the first slice's place": (WARPGROUP, "static_cast<size_t>(«block_.first_row») *", "0"),
 }
-FAULTS = RING_FAULTS | PRODUCT_FAULTS | END_FAULTS
+FAULTS = RING_FAULTS | PRODUCT_FAULTS | EPILOGUE_FAULTS
 
 
 @functools.cache
 def faulty() -> emulate.Emulator:
-    """A build with all of FAULTS, one of which a run switches on, for the cuts that `faulty_calls` has."""
+    """A build with all of FAULTS, one of which a run switches on, for the tiles that `faulty_calls` has."""
     replaced = with_faults(FAULTS)
-    replaced[WARPGROUP] = re.sub(r"    if \(call.sixteens == (?!4\)|10\)).*\n", "", replaced[WARPGROUP])
-    replaced[WARPGROUP] = re.sub(r"launch_outputs<160>", "launch_cut<160, 4, 1>", replaced[WARPGROUP])
-    replaced[KERNEL] = re.sub(r"    if \(is\(.*\n", "", (emulate.ROOT / KERNEL).read_text())
-    return emulate.build(KERNEL, WARPGROUP, replaced=replaced, flags=emulate.CARDS["hopper"])
+    tiles = "64, 64, 1", "64, 64, 2", "64, 64, 4", "64, 160, 4", "128, 64, 1", "128, 64, 2"
+    tiles = f"TileList<{', '.join(f'WgmmaTile<{tile}>' for tile in tiles)}>;"
+    replaced[WARPGROUP], found = re.subn(r"TileList<WgmmaTile.*?>>;", tiles, replaced[WARPGROUP], flags=re.DOTALL)
+    assert found == 1
+    return emulate.build(WARPGROUP, replaced=replaced, flags=emulate.CARDS["hopper"])
 
 
 def test_no_fault_is_found_where_none_is():
