@@ -1,15 +1,15 @@
-"""`python -m benchmarks.report [benchmarks] [quality] [scale] [training]`: writes the named pages, or all."""
+"""`python -m benchmarks.report [benchmarks] [kernels] [quality] [scale] [training]`: writes the named pages, or all."""
 
 import argparse
 
 try:
-    from benchmarks.report import benchmarks, quality, scale, training
+    from benchmarks.report import benchmarks, kernels, quality, scale, training
 except ModuleNotFoundError as error:
     missing = error.name.partition(".")[0]
     raise SystemExit(f"python -m benchmarks.report needs {missing}: pip install -e '.[bench]'") from error
 from benchmarks.report.pages import ROOT
 
-PAGES = {"benchmarks": benchmarks.files, "quality": quality.files, "scale": scale.files, "training": training.files}
+PAGES = {"benchmarks": benchmarks.files, "kernels": kernels.files, "quality": quality.files, "scale": scale.files, "training": training.files}
 
 
 def main() -> None:

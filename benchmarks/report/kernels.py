@@ -64,15 +64,14 @@ def every_kernel() -> str:
 
 def config(entry: dict[str, Any]) -> str:
     """A chosen GemmConfig in four numbers: tile_n, split_k, num_stages, input_stages."""
-    warps_n, _, pieces, _, _ = entry["tile"]
-    return ", ".join(map(str, (16 * warps_n * pieces, entry["slices"], entry["stages"], entry["input_stages"])))
+    return ", ".join(str(entry[name]) for name in ("tile_n", "split_k", "num_stages", "input_stages"))
 
 
 def shapes() -> str:
     """Each GEMM that `tune` timed, beside the library's."""
     bus, rows = ops(PRESETS[0])[1]["reached"]["bytes_per_s"], []
     for e in json.loads(TABLE.read_text())["entries"]:
-        n, k, us, library, least = e["outputs"], e["width"], e["us"], e["library_us"], e["fastest_us"]
+        n, k, us, library, least = e["n"], e["k"], e["us"], e["library_us"], e["fastest_us"]
         rate = 2 * n * k / us * 1e6
         shared = f"{us:.2f}", f"{rate / 1e9:,.0f}", f"{rate / bus:.0%}", f"{library / us:.2f}"
         alone = f"{least:.2f}", f"{library / least:.2f}"
@@ -86,7 +85,7 @@ def ratios() -> str:
     found: dict[int, list[float]] = {}
     for e in json.loads(TABLE.read_text())["entries"]:
         if e["row_tiles"] == 1:
-            found.setdefault(min(e["outputs"], e["width"]), []).append(e["library_us"] / e["us"])
+            found.setdefault(min(e["n"], e["k"]), []).append(e["library_us"] / e["us"])
     ranges = " and ".join(f"{min(r):.2f} to {max(r):.2f} times as fast at width {width}" for width, r in found.items())
     return f"The library computes the GEMM alone. Beside it the kernel is {ranges} (M = 64)."
 

@@ -15,7 +15,7 @@ class Tile:
     Attributes:
         tile_m, tile_n: rows and outputs of a block.
         tile_k: columns of K in a stage.
-        warps_m, warps_n: warps of a block along the rows and along the outputs.
+        num_warps_m, num_warps_n: warps of a block along the rows and along the outputs.
         split_k: slices of K.
         num_stages, input_stages: the least depth of the rings of weights and of input.
         max_stages, max_input_stages: the largest.
@@ -26,8 +26,8 @@ class Tile:
     tile_m: int
     tile_n: int
     tile_k: int
-    warps_m: int
-    warps_n: int
+    num_warps_m: int
+    num_warps_n: int
     split_k: int
     num_stages: int
     input_stages: int
@@ -39,7 +39,7 @@ class Tile:
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """What tells one tile of a kernel from another, but the slices."""
-        return self.tile_m, self.tile_n, self.tile_k, self.warps_m, self.warps_n
+        return self.tile_m, self.tile_n, self.tile_k, self.num_warps_m, self.num_warps_n
 
 
 TILES: dict[str, list[Tile]] = {}

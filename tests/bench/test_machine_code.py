@@ -117,9 +117,9 @@ def test_skinny_kernels_have_the_instructions_meant(built, architecture):
 def test_two_blocks_of_the_skinny_linear_fit_an_sm(built, architecture):
     for kernel in built:
         if kernel.architecture == architecture and kernel.title.startswith("linear_skinny<"):
-            warps_m, warps_n = map(int, re.findall(r"\d+", kernel.title)[3:5])
+            num_warps_m, num_warps_n = map(int, re.findall(r"\d+", kernel.title)[3:5])
             # Registers are given out in lots of 256 a warp (CUDA C++ Programming Guide, Compute Capabilities).
-            warps, of_a_warp = warps_n * warps_m, -(-kernel.usage["REG"] * 32 // 256) * 256
+            warps, of_a_warp = num_warps_n * num_warps_m, -(-kernel.usage["REG"] * 32 // 256) * 256
             assert (2 if warps <= 8 else 1) * warps * of_a_warp <= 65_536, kernel.title
 
 

@@ -62,8 +62,8 @@ def test_an_entry_holds_the_fastest_config_and_both_times():
         "tile_m": 64,
         "tile_n": 128,
         "tile_k": 64,
-        "warps_m": 2,
-        "warps_n": 4,
+        "num_warps_m": 2,
+        "num_warps_n": 4,
         "split_k": 4,
         "num_stages": 3,
         "input_stages": 4,
@@ -76,7 +76,7 @@ def test_an_entry_holds_the_fastest_config_and_both_times():
 def test_an_entry_holds_the_config_that_was_chosen_for_the_layer():
     slow, fast = GemmConfig(64, 256, 32, 1, 8, 2, 4), GemmConfig(64, 128, 64, 2, 4, 4, 3)
     made = module.entry(132, 64, 512, 256, [(None, 9.0), (slow, 8.0), (fast, 7.0)], slow)
-    assert (made["tile_n"], made["warps_n"], made["split_k"], made["num_stages"]) == (256, 8, 2, 4)
+    assert (made["tile_n"], made["num_warps_n"], made["split_k"], made["num_stages"]) == (256, 8, 2, 4)
     assert (made["us"], made["fastest_us"]) == (8.0, 7.0)
 
 

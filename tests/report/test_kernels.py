@@ -70,11 +70,11 @@ def test_the_tables_of_shapes_and_layers_are_what_plans_read():
     assert len(TABLE["entries"]) == 15 and len(TABLE["layers"]) == 3
     for row in TABLE["entries"]:
         us, library_us = row["us"], row["library_us"]
-        rate = 2 * row["outputs"] * row["width"] / us / 1e3
+        rate = 2 * row["n"] * row["k"] / us / 1e3
         times = f"{library_us:.2f} | {us:.2f} | {rate:,.0f} | {library_us / us:.2f}"
         least = row.get("fastest_us")
         alone = "- | -" if least is None else f"{least:.2f} | {library_us / least:.2f}"
-        line = f"| {64 * row['row_tiles']} | {row['outputs']} x {row['width']} | {times} | {alone} |\n"
+        line = f"| {64 * row['row_tiles']} | {row['n']} x {row['k']} | {times} | {alone} |\n"
         assert row["date"] != "2026-11-28" or line in LOG
     for row in TABLE["layers"]:
         numbers = f"{row['dim']} | {64 * row['row_tiles']} | {row['library_us']:.2f} | {row['us']:.2f}"
@@ -152,7 +152,7 @@ def test_where_clusters_find_room():
         outputs, slices = cut.split()[:2]
         line = " | ".join(f"{us:.2f}" for us in times)
         assert f"| {shape} | {outputs} outputs, {slices} slices | {line} |\n" in LOG
-    library = {(row["outputs"], row["width"]): row["library_us"] for row in TABLE["entries"] if row["row_tiles"] == 1}
+    library = {(row["n"], row["k"]): row["library_us"] for row in TABLE["entries"] if row["row_tiles"] == 1}
     qkv, up = library[6144, 2048] / 1.4, library[8192, 2048] / 1.4
     assert f"6144 x 2048 would take {qkv:.2f} us and 8192 x 2048 {up:.2f}: less than these chains" in whole
     assert qkv < chain(6, "qkv", "64 2 8 4")["without_both_us"] and up < chain(6, "up", "64 2 6 6")["without_both_us"]

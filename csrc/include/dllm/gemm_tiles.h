@@ -30,7 +30,7 @@ struct TileList {
             if (config.split_k != Tile::kSplitK) return false;
         }
         return config.tile_m == Tile::kM && config.tile_n == Tile::kN && config.tile_k == Tile::kK &&
-               config.warps_m == Tile::kWarpsM && config.warps_n == Tile::kWarpsN;
+               config.num_warps_m == Tile::kWarpsM && config.num_warps_n == Tile::kWarpsN;
     }
 };
 
@@ -46,7 +46,7 @@ inline std::string described(const GemmConfig& config) {
         return std::to_string(first) + " x " + std::to_string(second);
     };
     return "tiles of " + by(config.tile_m, config.tile_n) + " with stages of " + std::to_string(config.tile_k) + ", " +
-           by(config.warps_m, config.warps_n) + " warps and K in " + std::to_string(config.split_k) + " slices";
+           by(config.num_warps_m, config.num_warps_n) + " warps and K in " + std::to_string(config.split_k) + " slices";
 }
 
 }  // namespace dllm

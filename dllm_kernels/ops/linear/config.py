@@ -26,7 +26,7 @@ SKINNY, WGMMA = "linear_skinny", "linear_skinny_wgmma"
 INPUT_STAGES = (4, 3, 2, 6, 8)
 """Rings of input that are tried with the kernel for Hopper, the usual one first."""
 TileShape = tuple[int, int, int, int, int]
-"""tile_m, tile_n, tile_k, warps_m, warps_n."""
+"""tile_m, tile_n, tile_k, num_warps_m, num_warps_n."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GemmConfig:
     Attributes:
         tile_m, tile_n: rows and outputs of a block.
         tile_k: columns of K in a stage.
-        warps_m, warps_n: warps of a block along the rows and along the outputs.
+        num_warps_m, num_warps_n: warps of a block along the rows and along the outputs.
         split_k: blocks among which K is divided.
         num_stages: depth of the ring of weights.
         input_stages: depth of the ring of input.
@@ -45,8 +45,8 @@ class GemmConfig:
     tile_m: int
     tile_n: int
     tile_k: int
-    warps_m: int
-    warps_n: int
+    num_warps_m: int
+    num_warps_n: int
     split_k: int
     num_stages: int
     input_stages: int = INPUT_STAGES[0]

@@ -44,7 +44,7 @@ def pack(weight: Tensor, config: GemmConfig, n: int | None = None, k: int | None
         weight = F.pad(weight, (0, columns - weight.shape[1], 0, rows - len(weight)))
     packed = weight.view(rows // config.tile_n, columns // 8, config.tile_n, 8)
     for block, part in zip(packed, weight.split(config.tile_n), strict=True):
-        values = part.view(config.warps_n, -1, 16, columns // 8, 8)
+        values = part.view(config.num_warps_n, -1, 16, columns // 8, 8)
         values = values[:, :, _ORDER] if config.wgmma else values
         block.copy_(values.permute(3, 1, 0, 2, 4).contiguous().view(block.shape))
     return PackedWeight(packed, n, k, config)
@@ -58,6 +58,6 @@ def unpack(packed: PackedWeight) -> Tensor:
 def unpack_data(data: Tensor, config: GemmConfig) -> Tensor:
     """`PackedWeight.data` as a matrix, padding included."""
     blocks, k8, n, _ = data.shape
-    values = data.view(blocks, k8, -1, config.warps_n, 16, 8)
+    values = data.view(blocks, k8, -1, config.num_warps_n, 16, 8)
     values = values[:, :, :, :, _PLACES] if config.wgmma else values
     return values.permute(0, 3, 2, 4, 1, 5).reshape(blocks * n, k8 * 8)
