@@ -258,3 +258,17 @@ def test_the_times_of_other_rings():
     for sentence in ("{:.2f} and {:.2f}; at most".format(*deeper), "{:.2f} and {:.2f}; 2, 4".format(*paced)):
         assert sentence in LOG
     assert "{:.2f}, {:.2f}, {:.2f} and {:.2f}. What".format(*ahead) in LOG
+
+
+def test_the_times_before_and_after_the_restructuring():
+    page = (ROOT / "docs" / "log" / "2026-11-30-restructuring.md").read_text()
+    result = json.loads((ROOT / "benchmarks" / "results" / "2026-11-30-h200-restructuring.json").read_text())
+    for path in ("hopper (sm_90a)", "portable (sm_90)"):
+        for case, rows in result[path].items():
+            preset, _, batch = case.split(":")
+            before, after = rows["before"], rows["after"]
+            ratio = after["median"] / before["median"]
+            values = "equal" if before["digests"] == after["digests"] else "other"
+            times = f"{before['median']:.3f} | {after['median']:.3f} | {ratio:.3f}"
+            assert f"| {path} | {preset} | {batch} | {times} | {values} |\n" in page
+            assert ratio < 1.01 and (path.startswith("portable") or values == "equal")
