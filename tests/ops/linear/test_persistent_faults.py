@@ -10,7 +10,7 @@ from tests.ops.linear.test_skinny_faults import with_faults
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
 
-PRODUCT = "csrc/include/dllm/persistent_gemm.cuh"
+GEMM, EPILOGUE = "csrc/include/dllm/persistent_gemm.cuh", "csrc/include/dllm/epilogue.cuh"
 
 
 def faulty_calls(faulty: emulate.Emulator, fault: int, seed: int) -> None:
@@ -31,114 +31,114 @@ def run_and_check(faulty: emulate.Emulator, fault: int, seed: int, *calls: dict)
 FILLING = "«mbarrier_wait(full + slot.number, slot.parity);»"
 EMPTYING = "«mbarrier_wait(empty + slot.number, slot.parity ^ 1);»"
 LEAVING = "«if (column > 0) leave(before);»"
-TAKING = "«if (number != blockIdx.x) mbarrier_wait(&shared->taken, parity ^ 1);»"
+READING = "«if (number != blockIdx.x) mbarrier_wait(&shared->read, parity ^ 1);»"
 FILLING_LOOP = "number += gridDim.x) {\n        const Tile"
 RING_FAULTS = {
     # name: file, where, and what stands there instead
     "barriers not announced": (KERNEL, "«fence_mbarrier_init();»", ""),
-    "barriers used before they are made": (KERNEL, "«__syncthreads();»\n        wait_for", ""),
-    "a barrier too few": (PRODUCT, "slot < «kNumStages»; ++slot", "kNumStages - 1"),
-    "the filling of a slot not waited for": (PRODUCT, FILLING, ""),
-    "the wrong parity of a full slot": (PRODUCT, FILLING, "mbarrier_wait(full + slot.number, slot.parity ^ 1);"),
-    "a parity of full slots that never changes": (PRODUCT, FILLING, "mbarrier_wait(full + slot.number, 0);"),
-    "a parity that never changes": (PRODUCT, "number = 0, «parity ^= 1»;", "parity"),
-    "a slot refilled before it was left": (PRODUCT, EMPTYING, ""),
-    "the wrong parity of a slot that was left": (PRODUCT, EMPTYING, "mbarrier_wait(empty + slot.number, slot.parity);"),
-    "a parity of slots left that never changes": (PRODUCT, EMPTYING, "mbarrier_wait(empty + slot.number, 1);"),
+    "barriers used before they are made": (KERNEL, "«__syncthreads();»\n        pdl_wait", ""),
+    "a barrier too few": (GEMM, "slot < «kNumStages»; ++slot", "kNumStages - 1"),
+    "the filling of a slot not waited for": (GEMM, FILLING, ""),
+    "the wrong parity of a full slot": (GEMM, FILLING, "mbarrier_wait(full + slot.number, slot.parity ^ 1);"),
+    "a parity of full slots that never changes": (GEMM, FILLING, "mbarrier_wait(full + slot.number, 0);"),
+    "a parity that never changes": (GEMM, "number = 0, «parity ^= 1»;", "parity"),
+    "a slot refilled before it was left": (GEMM, EMPTYING, ""),
+    "the wrong parity of a slot that was left": (GEMM, EMPTYING, "mbarrier_wait(empty + slot.number, slot.parity);"),
+    "a parity of slots left that never changes": (GEMM, EMPTYING, "mbarrier_wait(empty + slot.number, 1);"),
     "another slot waited for": (
-        PRODUCT,
+        GEMM,
         EMPTYING,
         "mbarrier_wait(empty + (slot.number + 1) % kNumStages, slot.parity ^ 1);",
     ),
-    "leaving a slot not told": (PRODUCT, LEAVING, ""),
-    "the slot in use told to be left": (PRODUCT, LEAVING, "if (column > 0) leave(slot.number);"),
-    "slots left while they are multiplied": (PRODUCT, LEAVING, "if (column + kTileK < width) leave(slot.number);"),
-    "a slot left that was not used": (PRODUCT, LEAVING, "leave(before);"),
-    "the first slot left each time": (PRODUCT, "before = «slot.number»;", "0"),
-    "leaving the last slot of a tile not told": (PRODUCT, "wgmma_wait<0>();\n        «leave(before);»", ""),
-    "leaving told by every lane": (PRODUCT, "if («threadIdx.x % 32 == 0») mbarrier_arrive(empty", "true"),
-    "one warp not asked whether it left": (PRODUCT, "(empty + slot, «kMultiplyingWarps»)", "kMultiplyingWarps - 1"),
-    "one warp too many asked whether it left": (PRODUCT, "(empty + slot, «kMultiplyingWarps»)", "kMultiplyingWarps + 1"),
-    "more arrivals awaited than there are": (PRODUCT, "(full + slot, «1»)", "2"),
-    "fewer bytes expected than copied": (PRODUCT, "(filled, «kTileStageBytes»)", "kTileInputBytes"),
-    "the copies of a slot told to another": (PRODUCT, "filled = full + «slot.number»;", "(slot.number + 1) % kNumStages"),
-    "the first slot filled each time": (PRODUCT, "memory + «slot.number» * kTileStageBytes;\n            Barrier", "0"),
-    "the first slot multiplied each time": (PRODUCT, "const char* const stage = memory + «slot.number» *", "0"),
-    "a slot filled twice": (PRODUCT, "filled);\n            «slot.next();»", ""),
-    "a slot multiplied twice": (PRODUCT, "before = slot.number;\n            «slot.next();»", ""),
+    "leaving a slot not told": (GEMM, LEAVING, ""),
+    "the slot in use told to be left": (GEMM, LEAVING, "if (column > 0) leave(slot.number);"),
+    "slots left while they are multiplied": (GEMM, LEAVING, "if (column + kTileK < width) leave(slot.number);"),
+    "a slot left that was not used": (GEMM, LEAVING, "leave(before);"),
+    "the first slot left each time": (GEMM, "before = «slot.number»;", "0"),
+    "leaving the last slot of a tile not told": (GEMM, "wgmma_wait<0>();\n        «leave(before);»", ""),
+    "leaving told by every lane": (GEMM, "if («threadIdx.x % 32 == 0») mbarrier_arrive(empty", "true"),
+    "one warp not asked whether it left": (GEMM, "(empty + slot, «kMultiplyingWarps»)", "kMultiplyingWarps - 1"),
+    "one warp too many asked whether it left": (GEMM, "(empty + slot, «kMultiplyingWarps»)", "kMultiplyingWarps + 1"),
+    "more arrivals awaited than there are": (GEMM, "(full + slot, «1»)", "2"),
+    "fewer bytes expected than copied": (GEMM, "(filled, «kTileStageBytes»)", "kTileInputBytes"),
+    "the copies of a slot told to another": (GEMM, "filled = full + «slot.number»;", "(slot.number + 1) % kNumStages"),
+    "the first slot filled each time": (GEMM, "memory + «slot.number» * kTileStageBytes;\n            Barrier", "0"),
+    "the first slot multiplied each time": (GEMM, "const char* const stage = memory + «slot.number» *", "0"),
+    "a slot filled twice": (GEMM, "filled);\n            «slot.next();»", ""),
+    "a slot multiplied twice": (GEMM, "before = slot.number;\n            «slot.next();»", ""),
     "a stage after the last": (
-        PRODUCT,
+        GEMM,
         "«column < width»; column += kTileK) {\n            char*",
         "column <= width",
     ),
     "slots filled by every lane": (KERNEL, "if («lane == 0») fill(call", "true"),
-    "input of the next row": (PRODUCT, "static_cast<int32_t>(«row»)", "row + 1"),
-    "input of the first rows": (PRODUCT, "static_cast<int32_t>(«row»)", "0"),
-    "input of the first columns": (PRODUCT, "static_cast<int32_t>(row), static_cast<int32_t>(«column»)", "0"),
-    "weights of the next output": (PRODUCT, "static_cast<int32_t>(«output»)", "output + 1"),
-    "weights of the first outputs": (PRODUCT, "static_cast<int32_t>(«output»)", "0"),
-    "weights of the first columns": (PRODUCT, "static_cast<int32_t>(output), static_cast<int32_t>(«column»)", "0"),
-    "weights over the input": (PRODUCT, "tma_load_2d(stage + «kTileInputBytes»,", "0"),
+    "input of the next row": (GEMM, "static_cast<int32_t>(«row»)", "row + 1"),
+    "input of the first rows": (GEMM, "static_cast<int32_t>(«row»)", "0"),
+    "input of the first columns": (GEMM, "static_cast<int32_t>(row), static_cast<int32_t>(«column»)", "0"),
+    "weights of the next output": (GEMM, "static_cast<int32_t>(«output»)", "output + 1"),
+    "weights of the first outputs": (GEMM, "static_cast<int32_t>(«output»)", "0"),
+    "weights of the first columns": (GEMM, "static_cast<int32_t>(output), static_cast<int32_t>(«column»)", "0"),
+    "weights over the input": (GEMM, "tma_load_2d(stage + «kTileInputBytes»,", "0"),
 }
 PRODUCT_FAULTS = {
-    "input of the first part of a stage": (PRODUCT, "kTileK * 2 + «part * 32»)", "0"),
-    "input of the first warpgroup": (PRODUCT, "(stage + «first_row» * kTileK", "0"),
+    "input of the first part of a stage": (GEMM, "kTileK * 2 + «part * 32»)", "0"),
+    "input of the first warpgroup": (GEMM, "(stage + «first_row» * kTileK", "0"),
     "input of the other warpgroup": (KERNEL, "memory + kRing, «warp / 4 * 64»,", "(1 - warp / 4) * 64"),
-    "weights of the first part of a stage": (PRODUCT, "(stage + kTileInputBytes + «part * 32»)", "0"),
-    "input in the place of weights": (PRODUCT, "(stage + «kTileInputBytes» + part", "0"),
-    "the last part of a stage left out": (PRODUCT, "part < «kTileK / 16»;", "kTileK / 16 - 1"),
-    "no wgmma_fence": (PRODUCT, "«wgmma_fence();»", ""),
-    "no wgmma_commit": (PRODUCT, "«wgmma_commit();»", ""),
-    "a slot left whose products were not waited for": (PRODUCT, "«wgmma_wait<1>();»", ""),
-    "a slot left whose products may still go on": (PRODUCT, "«wgmma_wait<1>();»", "wgmma_wait<2>();"),
-    "the products of a tile not waited for": (PRODUCT, "«wgmma_wait<0>();»", ""),
-    "the last products of a tile not waited for": (PRODUCT, "«wgmma_wait<0>();»", "wgmma_wait<1>();"),
-    "a product finished before it was left": (KERNEL, "«mbarrier_wait(&shared->left, parity);»", ""),
-    "the wrong parity of a product left": (
+    "weights of the first part of a stage": (GEMM, "(stage + kTileInputBytes + «part * 32»)", "0"),
+    "input in the place of weights": (GEMM, "(stage + «kTileInputBytes» + part", "0"),
+    "the last part of a stage left out": (GEMM, "part < «kTileK / 16»;", "kTileK / 16 - 1"),
+    "no wgmma_fence": (GEMM, "«wgmma_fence();»", ""),
+    "no wgmma_commit": (GEMM, "«wgmma_commit();»", ""),
+    "a slot left whose products were not waited for": (GEMM, "«wgmma_wait<1>();»", ""),
+    "a slot left whose products may still go on": (GEMM, "«wgmma_wait<1>();»", "wgmma_wait<2>();"),
+    "the products of a tile not waited for": (GEMM, "«wgmma_wait<0>();»", ""),
+    "the last products of a tile not waited for": (GEMM, "«wgmma_wait<0>();»", "wgmma_wait<1>();"),
+    "a product finished before it was stored": (KERNEL, "«mbarrier_wait(&shared->stored, parity);»", ""),
+    "the wrong parity of a product stored": (
         KERNEL,
-        "«mbarrier_wait(&shared->left, parity);»",
-        "mbarrier_wait(&shared->left, parity ^ 1);",
+        "«mbarrier_wait(&shared->stored, parity);»",
+        "mbarrier_wait(&shared->stored, parity ^ 1);",
     ),
-    "a product left over one that is not taken": (KERNEL, TAKING, ""),
-    "the wrong parity of a product taken": (
+    "a product stored over one that is not read": (KERNEL, READING, ""),
+    "the wrong parity of a product read": (
         KERNEL,
-        TAKING,
-        "if (number != blockIdx.x) mbarrier_wait(&shared->taken, parity);",
+        READING,
+        "if (number != blockIdx.x) mbarrier_wait(&shared->read, parity);",
     ),
     "a parity of products that never changes": (KERNEL, "number += gridDim.x, «parity ^= 1»)", "parity"),
-    "one warp not asked whether it left a product": (
+    "one warp not asked whether it stored a product": (
         KERNEL,
-        "(&shared->left, 32 * «kMultiplyingWarps»)",
+        "(&shared->stored, 32 * «kMultiplyingWarps»)",
         "kMultiplyingWarps - 1",
     ),
-    "one warp too many asked whether it left a product": (
+    "one warp too many asked whether it stored a product": (
         KERNEL,
-        "(&shared->left, 32 * «kMultiplyingWarps»)",
+        "(&shared->stored, 32 * «kMultiplyingWarps»)",
         "kMultiplyingWarps + 1",
     ),
-    "one warp not asked whether it took a product": (KERNEL, "(&shared->taken, 32 * «kFinishingWarps»)", "kFinishingWarps - 1"),
-    "one warp too many asked whether it took a product": (
+    "one warp not asked whether it read a product": (KERNEL, "(&shared->read, 32 * «kFinishingWarps»)", "kFinishingWarps - 1"),
+    "one warp too many asked whether it read a product": (
         KERNEL,
-        "(&shared->taken, 32 * «kFinishingWarps»)",
+        "(&shared->read, 32 * «kFinishingWarps»)",
         "kFinishingWarps + 1",
     ),
-    "leaving a product not told": (KERNEL, "«mbarrier_arrive(&shared->left);»", ""),
-    "leaving a product told by one lane": (
+    "storing a product not told": (KERNEL, "«mbarrier_arrive(&shared->stored);»", ""),
+    "storing a product told by one lane": (
         KERNEL,
-        "«mbarrier_arrive(&shared->left);»",
-        "if (lane == 0) mbarrier_arrive(&shared->left);",
+        "«mbarrier_arrive(&shared->stored);»",
+        "if (lane == 0) mbarrier_arrive(&shared->stored);",
     ),
-    "taking a product not told": (KERNEL, "if («!last») mbarrier_arrive(&shared->taken);", "false"),
-    "taking a product told by one lane": (KERNEL, "if («!last») mbarrier_arrive(&shared->taken);", "!last && lane == 0"),
+    "reading a product not told": (KERNEL, "if («!last») mbarrier_arrive(&shared->read);", "false"),
+    "reading a product told by one lane": (KERNEL, "if («!last») mbarrier_arrive(&shared->read);", "!last && lane == 0"),
     "a product in the first warp's place": (KERNEL, "product + «warp» * 16 * kPitch", "0"),
     "a product in another warp's place": (KERNEL, "product + «warp» * 16 * kPitch", "(warp ^ 1)"),
     "the eights of a warp's rows swapped": (KERNEL, "pack_bf16(«sums[tile][0]», sums[tile][1])", "sums[tile][2]"),
     "the second eight over the first": (KERNEL, "tile * 8 + «8 * kPitch») =", "0"),
     "an output of a pair twice": (KERNEL, "sums[tile][0], «sums[tile][1]»)", "sums[tile][0]"),
-    "rows of a product left too close": (KERNEL, "threadIdx.x % 32 / 4 * «kPitch» +", "kTileN"),
-    "rows of a product taken too close": (KERNEL, "(row + i * step) * «kPitch» + column", "kTileN"),
+    "rows of a product stored too close": (KERNEL, "threadIdx.x % 32 / 4 * «kPitch» +", "kTileN"),
+    "rows of a product read too close": (KERNEL, "(row + i * step) * «kPitch» + column", "kTileN"),
 }
-END_FAULTS = {
+EPILOGUE_FAULTS = {
     "outputs after the last": (KERNEL, "if («output >= call.n») return;", "false"),
     "rows after the last": (KERNEL, "rows = «min(kTileM, call.m - tile.row)»;", "kTileM"),
     "rows after the last of a batch": (KERNEL, "if («row + i * step >= rows») continue;\n            const uint4 own", "false"),
@@ -147,16 +147,20 @@ END_FAULTS = {
         "rows = «min(kTileM, call.m - tile.row)»;",
         "min(kTileM, call.m - tile.row) - 1",
     ),
-    "the bias of the first outputs": (KERNEL, "(call.bias) + «output»)", "column"),
-    "the pairs of the bias swapped": (KERNEL, "bias[i] = «i % 2 == 0» ?", "i % 2 == 1"),
-    "the gate of the first outputs": (
+    "the bias of the first outputs": (KERNEL, "(call.bias) + «output» +", "column"),
+    "the pairs of the bias swapped": (
         KERNEL,
-        "gate[i] = «call.gate ? call.gate[output + i] : 1»;",
-        "call.gate ? call.gate[column + i] : 1",
+        "«bias[quad] = {low_bf16(pairs.x), high_bf16(pairs.x), low_bf16(pairs.y), high_bf16(pairs.y)};»",
+        "bias[quad] = {high_bf16(pairs.x), low_bf16(pairs.x), high_bf16(pairs.y), low_bf16(pairs.y)};",
     ),
-    "no gate": (KERNEL, "gate[i] = «call.gate ? call.gate[output + i] : 1»;", "1"),
-    "a gate of a pair twice": (KERNEL, "* gate[«2 * j + 1»] +", "2 * j"),
-    "no GELU": (KERNEL, "«low = gelu(low), high = gelu(high);»", ""),
+    "the gate of the first outputs": (KERNEL, "(call.gate + «output» +", "column"),
+    "no gate": (KERNEL, "gate[quad] = «call.gate» ?", "nullptr"),
+    "a gate of a pair twice": (
+        KERNEL,
+        "which == kGate ? «gate[quad]» :",
+        "float4{gate[quad].x, gate[quad].x, gate[quad].z, gate[quad].z}",
+    ),
+    "no GELU": (EPILOGUE, "«value = gelu(value);»", ""),
     "the residual of the first rows": (KERNEL, "token = «tile.row + row + i * step»;", "row + i * step"),
     "the residual of the first outputs": (KERNEL, "static_cast<size_t>(from) * call.n + «output»)", "column"),
     "the residual's rows not repeated": (
@@ -164,10 +168,10 @@ END_FAULTS = {
         "from = «token < call.residual_rows ? token : token % call.residual_rows»;",
         "token",
     ),
-    "half of the residual twice": (KERNEL, "low + «low_bf16(residual_pairs[j])»,", "high_bf16(residual_pairs[j])"),
+    "half of the residual twice": (EPILOGUE, "quad[0] += «low_bf16(pairs.x)»,", "high_bf16(pairs.x)"),
     "written to the first rows": (KERNEL, "static_cast<size_t>(«tile.row + row + i * step») *", "row + i * step"),
-    "written to the first outputs": (KERNEL, "* call.n +\n                                      «output»)", "column"),
-    "a pair of outputs twice": (KERNEL, "{«pairs[0]», pairs[1],", "pairs[1]"),
+    "written to the first outputs": (KERNEL, "* call.n + «output») =", "column"),
+    "a pair of outputs twice": (KERNEL, "«pack_bf16(values[0][0], values[0][1])»,", "pack_bf16(values[0][2], values[0][3])"),
     "rows between batches left out": (KERNEL, "row += «step * kBatch»)", "step * (kBatch + 1)"),
     "the last tile finished by three warps that take it for all": (KERNEL, "«if (!last) continue;»", "continue;"),
     "every tile taken for the last": (KERNEL, "last = «number + gridDim.x >= tiles.count()»;", "true"),
@@ -208,7 +212,7 @@ TILE_FAULTS = {
     "fewer outputs than there are": (KERNEL, "tensor_map(call.weight, «call.n»,", "call.n - 1"),
     "copies of half the rows": (KERNEL, "call.k, «kTileM», kTileK", "kTileM / 2"),
 }
-FAULTS = RING_FAULTS | PRODUCT_FAULTS | END_FAULTS | TILE_FAULTS
+FAULTS = RING_FAULTS | PRODUCT_FAULTS | EPILOGUE_FAULTS | TILE_FAULTS
 
 
 @functools.cache
