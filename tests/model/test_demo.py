@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dllm_kernels import FusedSampler
-from dllm_kernels.evaluation.results import read
 from dllm_kernels.model.checkpoint import BUNDLED, bundled_models
 from dllm_kernels.model.tokenizer import TextTokenizer
 from tests.cli.command import run
@@ -18,7 +17,7 @@ COMMON = {"the", "of", "and", "to", "in", "that", "a", "it", "is", "be", "for", 
 
 @pytest.fixture(scope="module")
 def evaluation():
-    (found,) = (e for e in map(read, COMMITTED) if e.title == "ldlm-demo")
+    (found,) = (e for e in COMMITTED if e.title == "ldlm-demo")
     return found
 
 

@@ -46,7 +46,7 @@ def test_the_tutorial(tmp_path):
     # A sixth is what a model gets that learned the words and not the rule.
     (judged,) = (printed for code, printed in found.items() if "are not in the text it learned" in code)
     right, new = map(int, re.match(r"(\d+) of 100 end at the right home, and (\d+) of these", judged).groups())
-    assert right >= 50 and new >= 25
+    assert right >= 40 and new >= 20
     (own,) = (printed for code, printed in found.items() if "generate my-model" in code)
     assert re.search(r"^sample 3: the \w+ \w+ \w+ the \w+ \w+ and runs to its \w+$", own, re.MULTILINE)
 
