@@ -9,7 +9,13 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"python -m benchmarks.report needs {missing}: pip install -e '.[bench]'") from error
 from benchmarks.report.pages import ROOT
 
-PAGES = {"benchmarks": benchmarks.files, "kernels": kernels.files, "quality": quality.files, "scale": scale.files, "training": training.files}
+PAGES = {
+    "benchmarks": benchmarks.files,
+    "kernels": kernels.files,
+    "quality": quality.files,
+    "scale": scale.files,
+    "training": training.files,
+}
 
 
 def main() -> None:

@@ -125,10 +125,10 @@ def test_bits_depend_neither_on_other_rows_nor_on_the_blocks(emulator):
 
 @pytest.mark.parametrize(("outputs", "width"), [(12, 64), (8, 96)])
 def test_shapes_that_are_refused(emulator, outputs, width):
-    with pytest.raises(emulate.EmulationError, match="takes octets of outputs and widths that are multiples of 64"):
+    with pytest.raises(emulate.EmulationError, match="takes n that is a multiple of 8 and k of 64"):
         run(emulator, problem(5, outputs, width, 1))
 
 
 def test_a_card_without_warpgroups_refuses_it():
-    with pytest.raises(emulate.EmulationError, match="linear is tiled on Hopper only"):
+    with pytest.raises(emulate.EmulationError, match="linear_persistent runs on Hopper only"):
         run(emulate.build(KERNEL), problem(5, 8, 64, 1))

@@ -92,8 +92,8 @@ def test_every_order_gives_the_same_bits(emulator, seed):
     ("vocab_size", "width", "parts", "message"),
     [
         (262, 256, 1, "takes vocabularies that are multiples of 4"),
-        (260, 192, 1, "widths that are multiples of 64, from 256 on"),
-        (260, 288, 1, "widths that are multiples of 64, from 256 on"),
+        (260, 192, 1, "k that are multiples of 64, from 256 on"),
+        (260, 288, 1, "k that are multiples of 64, from 256 on"),
         (260, 256, 0, "takes parts of at least 256 entries"),
         (260, 256, 3, "takes parts of at least 256 entries"),
     ],
@@ -104,7 +104,7 @@ def test_shapes_that_are_refused(emulator, vocab_size, width, parts, message):
 
 
 def test_a_card_without_warpgroups_refuses_it():
-    with pytest.raises(emulate.EmulationError, match="lm_head is tiled on Hopper only"):
+    with pytest.raises(emulate.EmulationError, match="lm_head_persistent runs on Hopper only"):
         run(emulate.build(KERNEL), problem(2, 260, 256))
 
 
