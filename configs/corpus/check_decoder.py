@@ -9,9 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 import decoder
+import torch
 
 
 def main() -> None:

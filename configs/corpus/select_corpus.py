@@ -24,9 +24,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
-
 import openings
+import torch
 import write_corpus
 
 LEAST, MOST, RAREST = 0.70, 1.50, 7.0

@@ -18,9 +18,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 import filters
+import numpy as np
 import openings
 
 GROUP, LENGTH, GIVEN = 8192, 112, 32
@@ -129,9 +128,8 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, context, _start, (str(options.gguf),)) as pool:
         seed, rows = options.seed, options.rows
         ready = {group: pool.submit(prepare, seed, group, rows) for group in todo[: 2 * options.workers]}
-        import torch
-
         import decoder
+        import torch
 
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model, tokenizer = decoder.load(options.gguf)
