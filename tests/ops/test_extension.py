@@ -19,7 +19,7 @@ import torch
 from dllm_kernels.bench import machine_code
 from dllm_kernels.diffusion.noise import STEP_NOISE, uniforms, words
 from dllm_kernels.ops import extension
-from dllm_kernels.ops.denoise_update.op import reference
+from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, reference
 from tests.numerics import assert_contract, poisoned
 from tests.ops.denoise_update.test_op import assert_statistics
 
@@ -187,22 +187,11 @@ def test_device_normals_are_within_a_millionth_at_every_kind_of_angle(host, radi
     assert (drawn.double() - exact).abs().max() <= 1e-6
 
 
-def denoise_update(step, noise, **tensors):
+def denoise_update(**arguments):
     """The raw call, as ops/denoise_update/op.py makes it."""
-    latents, next_input = tensors["latents"], tensors["next_input"]
-    batch, length, width = latents.shape
-    extension.load().denoise_update(
-        **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
-        step=step,
-        batch=batch,
-        length=length,
-        width=width,
-        prediction_dtype=str(tensors["prediction"].dtype).removeprefix("torch."),
-        next_input_dtype=str(next_input.dtype).removeprefix("torch."),
-        noise=noise,
-        self_condition=next_input.shape[-1] != width,
-        stream=torch.cuda.current_stream(latents.device).cuda_stream if latents.is_cuda else 0,
-    )
+    latents = arguments["latents"]
+    stream = torch.cuda.current_stream(latents.device).cuda_stream if latents.is_cuda else 0
+    extension.load().denoise_update(DenoiseUpdate(**arguments, backend="cuda"), stream)
 
 
 def update_arguments(
@@ -242,7 +231,7 @@ def test_a_launch_that_fails_says_so():
 
 @needs_module
 def test_a_dtype_without_code_is_named():
-    with pytest.raises(ValueError, match="take float32 and bfloat16, not float16"):
+    with pytest.raises(ValueError, match="take float32 and bfloat16, not torch.float16"):
         denoise_update(**update_arguments("cpu", dtype=torch.float16), noise=True)
 
 

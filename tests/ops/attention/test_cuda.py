@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dllm_kernels.ops import extension
 from dllm_kernels.ops.attention import op
+from dllm_kernels.ops.attention.cuda import Attention, Strides
 from dllm_kernels.ops.attention.op import attention, attention_forward, reference
 from tests.numerics import assert_contract
 from tests.ops.test_extension import CSRC, NVCC, defects, functions, needs_gpu, needs_module, needs_nvcc
@@ -137,11 +139,9 @@ def test_what_the_kernel_has_no_code_for_is_named():
 
 def raw_call(q: Tensor, **changes) -> None:
     """The launcher, as the op calls it, with q for all."""
-    batch, queries, heads, head_dim = q.shape
-    strides = {f"{name}_strides": q.stride()[:3] for name in ("q", "k", "v")}
-    addresses = {name: q.data_ptr() for name in ("q", "k", "v", "out")}
-    sizes = dict(batch=batch, queries=queries, keys=queries, heads=heads, head_dim=head_dim)
-    extension.load().attention(**(addresses | strides | sizes | dict(key_mask=0, causal=False, stream=0) | changes))
+    call, names = Attention(q, q, q, None, q, False), ("batch", "queries", "keys", "heads", "head_dim")
+    values = {name: getattr(call, name) for name in (*names, "q_strides", "k_strides", "v_strides")}
+    extension.load().attention(SimpleNamespace(**(vars(call) | values | changes)), 0)
 
 
 @needs_module
@@ -150,7 +150,8 @@ def test_the_launcher_names_what_it_does_not_take():
     for head_dim in (24, 36, 648):
         with pytest.raises(ValueError, match="head dimensions of 32 to 640 that are multiples of 8"):
             raw_call(q, head_dim=head_dim)
-    for changes in (dict(k=q.data_ptr() + 8), dict(v_strides=(128, 68, 64)), dict(q_strides=(128, 2**31, 64))):
+    shifted = torch.zeros(q.numel() + 4, dtype=BFLOAT)[4:].view_as(q)
+    for changes in (dict(k=shifted), dict(v_strides=Strides(128, 68, 64)), dict(q_strides=Strides(128, 2**31, 64))):
         with pytest.raises(ValueError, match="begin at multiples of 16 bytes"):
             raw_call(q, **changes)
 
