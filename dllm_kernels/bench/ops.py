@@ -27,7 +27,7 @@ from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.layers import sdpa
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.ops.attention.op import attention
-from dllm_kernels.ops.denoise_update.op import denoise_update
+from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, denoise_update
 from dllm_kernels.ops.linear.params import Activations
 from dllm_kernels.ops.linear.reference import row_statistics
 from dllm_kernels.ops.modulate.op import modulate
@@ -214,7 +214,7 @@ def _denoise_update(config: LDLMConfig, inputs: _Inputs, rows: int) -> Op:
     next_inputs = [torch.empty_like(wide) for wide, _ in predictions]
 
     def ours(i: int) -> Tensor:
-        denoise_update(latents[i], predictions[i][0], None, next_inputs[i], table, 0, scalar, scalar, shift)
+        denoise_update(DenoiseUpdate(latents[i], predictions[i][0], None, next_inputs[i], table, 0, scalar, scalar, shift))
         return next_inputs[i]
 
     def library(i: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm_kernels.inference.pack import PackedLayer, PackedModel, PlanOptions
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.ops.attention.op import attention
-from dllm_kernels.ops.denoise_update.op import denoise_update
+from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, denoise_update
 from dllm_kernels.ops.linear.op import linear
 from dllm_kernels.ops.linear.params import Activations, LinearParams
 from dllm_kernels.ops.linear.skinny import empty_workspace
@@ -74,7 +74,9 @@ class Plan:
         shift = None if self.config.self_conditioning else denoiser.time_shift[0]
         nothing = x.new_zeros((rows, *latents.shape[1:]))
         scale, backend = self._one if self.options.guidance else None, self.options.backend
-        denoise_update(latents, nothing, None, x, *self._no_update, shift, scale, statistics=stats_out, backend=backend)
+        denoise_update(
+            DenoiseUpdate(latents, nothing, None, x, *self._no_update, shift, scale, statistics=stats_out, backend=backend)
+        )
         return Activations(x, stats=stats_out, stats_chunk=width) if reads else Activations(x)
 
     def next_shift(self, step: int) -> Tensor | None:

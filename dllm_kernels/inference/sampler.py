@@ -19,7 +19,7 @@ from dllm_kernels.inference.plan import Plan
 from dllm_kernels.inference.weights import PACKED_MODULES, LiveModel, RandomModel, StoredModel
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.ldlm import LDLM, build_module
-from dllm_kernels.ops.denoise_update.op import denoise_update
+from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, denoise_update
 from dllm_kernels.ops.dispatch import BACKENDS, check_backend
 from dllm_kernels.ops.noise.op import initial_noise
 from dllm_kernels.utils.device import free_memory, resolve_device
@@ -246,21 +246,23 @@ class FusedSampler:
         yield "noise", 0
         for step in range(self.num_steps):
             denoise_update(
-                latents,
-                self.plan.denoise(step, x, context),
-                previous,
-                x.x,
-                self._table,
-                step,
-                inputs.seed,
-                inputs.first_sample,
-                self.plan.next_shift(step),
-                inputs.guidance_scale,
-                denoiser.norm_scale,
-                denoiser.norm_shift,
-                x.stats,
-                noise=self._draws_noise,
-                backend=self.backend,
+                DenoiseUpdate(
+                    latents,
+                    self.plan.denoise(step, x, context),
+                    previous,
+                    x.x,
+                    self._table,
+                    step,
+                    inputs.seed,
+                    inputs.first_sample,
+                    self.plan.next_shift(step),
+                    inputs.guidance_scale,
+                    denoiser.norm_scale,
+                    denoiser.norm_shift,
+                    x.stats,
+                    noise=self._draws_noise,
+                    backend=self.backend,
+                )
             )
             yield "denoise", step
         # The latents as the last update has rounded them.

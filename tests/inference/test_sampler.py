@@ -291,9 +291,9 @@ def test_the_cpu_by_its_number():
 def test_a_step_reads_the_prediction_before_where_its_solver_does(monkeypatch, solver, read):
     found, update = [], sampler_file.denoise_update
 
-    def watched(latents, prediction, previous, *rest, **options):
-        found.append(previous is not None)
-        update(latents, prediction, previous, *rest, **options)
+    def watched(call):
+        found.append(call.previous is not None)
+        update(call)
 
     monkeypatch.setattr(sampler_file, "denoise_update", watched)
     sampler_of(randomized(TINY), num_steps=5, solver=solver)()

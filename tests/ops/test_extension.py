@@ -231,7 +231,7 @@ def test_a_launch_that_fails_says_so():
 
 @needs_module
 def test_a_dtype_without_code_is_named():
-    with pytest.raises(ValueError, match="take float32 and bfloat16, not torch.float16"):
+    with pytest.raises(ValueError, match=r"take float32 and bfloat16, not torch\.float16"):
         denoise_update(**update_arguments("cpu", dtype=torch.float16), noise=True)
 
 

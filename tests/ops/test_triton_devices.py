@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dllm_kernels.ops.attention.op import attention
-from dllm_kernels.ops.denoise_update.op import denoise_update
+from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, denoise_update
 from dllm_kernels.ops.lm_head.op import lm_head
 from dllm_kernels.ops.modulate.op import modulate
 from dllm_kernels.ops.noise.op import initial_noise
@@ -39,7 +39,7 @@ def updated(device) -> torch.Tensor:
     latents, prediction = values(1, 3, 8, device=device), values(1, 3, 8, device=device)
     coefficients = torch.tensor([[0.5, 0.25, 0.0, 0.125]], device=device)
     next_input = torch.empty(1, 3, 8, device=device)
-    denoise_update(latents, prediction, None, next_input, coefficients, 0, *numbers(device), backend="triton")
+    denoise_update(DenoiseUpdate(latents, prediction, None, next_input, coefficients, 0, *numbers(device), backend="triton"))
     return next_input
 
 

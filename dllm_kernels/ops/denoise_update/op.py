@@ -39,7 +39,7 @@ def reference(
     noise: bool = False,
     self_condition: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(new latents, z0, next input), all of latents' dtype, in plain PyTorch; arguments as in `denoise_update`."""
+    """(new latents, z0, next input), all of latents' dtype, in plain PyTorch; arguments as in `DenoiseUpdate`."""
     z0 = prediction.to(latents.dtype)
     if norm_scale is not None:
         z0 = modulate_reference(z0, norm_scale, norm_shift)
@@ -64,7 +64,31 @@ def reference(
 
 @dataclass(frozen=True)
 class DenoiseUpdate:
-    """A call of denoise_update; the names are those of csrc/include/dllm/kernels.h, and `denoise_update` explains them."""
+    """A call of `denoise_update`; the names are those of csrc/include/dllm/kernels.h.
+
+    Attributes:
+        latents: [B, T, d_z] float32 (or float64, served by "torch"); updated.
+        prediction: [B, T, d_z], bfloat16 to float64: z0. With guidance_scale [2B, T, d_z]: B conditional samples, then the
+            same B unconditional.
+        previous: z0 of the step before, like latents; becomes z0. None for a solver that does not read it: c is ignored.
+        next_input: bfloat16 to float64; written whole. [B, T, 2 d_z] gets the new latents and z0 side by side
+            (self-conditioning), [B, T, d_z] the new latents + shift. With guidance_scale 2B samples: the same B twice.
+        coefficients: [N, 4] of latents' dtype.
+        step: row of coefficients, from 0, and the step number of the noise.
+        seed, first_sample: int64 scalar tensors; eps is the STEP_NOISE of samples `first_sample` on (diffusion/noise.py).
+        shift: [d_z], bfloat16 to float64, or None; only without self-conditioning.
+        guidance_scale: w, a float32 scalar tensor, or None for no guidance.
+        norm_scale, norm_shift: [d_z], bfloat16 to float64, both or neither: the prediction is normalised first, each row
+            as LayerNorm(x) (1 + norm_scale) + norm_shift with eps 1e-5, not rounded.
+        statistics: [B T, 1, 2] float32 ([2B T, 1, 2] with guidance_scale) or None; written: of each row of next_input as it
+            was rounded, the mean and the sum of squared deviations from it. Only without self-conditioning.
+        noise: whether eps is drawn; without it s is ignored.
+        backend: "auto", "cuda" (float32 latents, float32 or bfloat16 beside them, d_z a multiple of 4 up to 8192), "triton"
+            or "torch".
+
+    All tensors are contiguous and on one device; seed, first_sample, guidance_scale and coefficients are read there,
+    without synchronisation. latents, previous, next_input and statistics share no memory with each other or with prediction.
+    """
 
     latents: Tensor
     prediction: Tensor
@@ -74,13 +98,13 @@ class DenoiseUpdate:
     step: int
     seed: Tensor
     first_sample: Tensor
-    shift: Tensor | None
-    guidance_scale: Tensor | None
-    norm_scale: Tensor | None
-    norm_shift: Tensor | None
-    statistics: Tensor | None
-    noise: bool
-    backend: str
+    shift: Tensor | None = None
+    guidance_scale: Tensor | None = None
+    norm_scale: Tensor | None = None
+    norm_shift: Tensor | None = None
+    statistics: Tensor | None = None
+    noise: bool = False
+    backend: str = "auto"
 
     @property
     def batch(self) -> int:
@@ -208,74 +232,17 @@ _denoise_update = custom_op(
 )
 
 
-def denoise_update(
-    latents: Tensor,
-    prediction: Tensor,
-    previous: Tensor | None,
-    next_input: Tensor,
-    coefficients: Tensor,
-    step: int,
-    seed: Tensor,
-    first_sample: Tensor,
-    shift: Tensor | None = None,
-    guidance_scale: Tensor | None = None,
-    norm_scale: Tensor | None = None,
-    norm_shift: Tensor | None = None,
-    statistics: Tensor | None = None,
-    noise: bool = False,
-    backend: str = "auto",
-) -> None:
+def denoise_update(call: DenoiseUpdate) -> None:
     """Takes row `step` of a solver's table, in place, and writes the denoiser's next input.
 
     With (a, b, c, s) = coefficients[step]: latents <- a latents + b z0 + c previous + s eps, then previous <- z0. A row
     (0, 1, 0, 0) leaves exactly z0 in latents, provided that latents and previous are finite.
 
-    Args:
-        latents: [B, T, d_z] float32 (or float64, served by "torch"); updated.
-        prediction: [B, T, d_z], bfloat16 to float64: z0. With guidance_scale [2B, T, d_z]: B conditional samples, then the
-            same B unconditional.
-        previous: z0 of the step before, like latents; becomes z0. None for a solver that does not read it: c is ignored.
-        next_input: bfloat16 to float64; written whole. [B, T, 2 d_z] gets the new latents and z0 side by side
-            (self-conditioning), [B, T, d_z] the new latents + shift. With guidance_scale 2B samples: the same B twice.
-        coefficients: [N, 4] of latents' dtype.
-        step: row of coefficients, from 0, and the step number of the noise.
-        seed, first_sample: int64 scalar tensors; eps is the STEP_NOISE of samples `first_sample` on (diffusion/noise.py).
-        shift: [d_z], bfloat16 to float64, or None; only without self-conditioning.
-        guidance_scale: w, a float32 scalar tensor, or None for no guidance.
-        norm_scale, norm_shift: [d_z], bfloat16 to float64, both or neither: the prediction is normalised first, each row
-            as LayerNorm(x) (1 + norm_scale) + norm_shift with eps 1e-5, not rounded.
-        statistics: [B T, 1, 2] float32 ([2B T, 1, 2] with guidance_scale) or None; written: of each row of next_input as it
-            was rounded, the mean and the sum of squared deviations from it. Only without self-conditioning.
-        noise: whether eps is drawn; without it s is ignored.
-        backend: "auto", "cuda" (float32 latents, float32 or bfloat16 beside them, d_z a multiple of 4 up to 8192), "triton"
-            or "torch".
-
-    All tensors are contiguous and on one device; seed, first_sample, guidance_scale and coefficients are read there,
-    without synchronisation. latents, previous, next_input and statistics share no memory with each other or with prediction.
-
     Raises:
         ValueError: a shape, dtype or device does not fit, the step is out of range, or the backend is unknown.
         RuntimeError: the backend cannot run on the device.
     """
-    _denoise_update(
-        DenoiseUpdate(
-            latents,
-            prediction,
-            previous,
-            next_input,
-            coefficients,
-            step,
-            seed,
-            first_sample,
-            shift,
-            guidance_scale,
-            norm_scale,
-            norm_shift,
-            statistics,
-            noise,
-            backend,
-        )
-    )
+    _denoise_update(call)
 
 
 def _validate(call: DenoiseUpdate) -> None:

@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from dllm_kernels.diffusion.noise import STEP_NOISE, normals
-from dllm_kernels.ops.denoise_update.op import denoise_update, reference
+from dllm_kernels.ops.denoise_update import op
+from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, reference
 from tests.numerics import assert_contract, poisoned
 
 COMBINATIONS = list(itertools.product((False, True), repeat=5))
 SEED, FIRST, STEP = -(2**40) - 5, 2**32 - 1, 2
+
+
+def denoise_update(**arguments):
+    op.denoise_update(DenoiseUpdate(**arguments))
 
 
 def scalar(value: int) -> torch.Tensor:

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from dllm_kernels.ops.denoise_update.op import denoise_update, reference
+from dllm_kernels.ops.denoise_update import op
+from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, reference
 from tests.numerics import assert_contract, poisoned
 from tests.ops.denoise_update.test_op import assert_statistics
 
@@ -15,6 +16,10 @@ SHAPES = [(1, 1, 1), (2, 5, 63), (3, 13, 127), (2, 9, 128)]
 STEP = 1
 WRITTEN = ("latents", "previous", "next_input")
 KERNELS = ["triton", "cuda"] if torch.cuda.is_available() else ["triton"]
+
+
+def denoise_update(**arguments):
+    op.denoise_update(DenoiseUpdate(**arguments))
 
 
 @pytest.fixture(params=KERNELS)
