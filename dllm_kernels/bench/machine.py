@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 
 from dllm_kernels.bench.roofline import Card, this_card
+from dllm_kernels.ops.linear.library import multiplies_bfloat16
 from dllm_kernels.utils.device import measure_product
 
 
 def reaches(device: torch.device) -> Card:
     """What a device streams, and multiplies in bfloat16, measured now; on a CPU the better of bfloat16 and float32."""
     card = this_card(device, torch.bfloat16)
-    if device.type != "cpu":
+    # Where the processor has no instruction for it, a bfloat16 product takes seconds and is slower for sure.
+    if device.type != "cpu" or not multiplies_bfloat16():
         return card
     rate = max(card.rates[torch.bfloat16], measure_product(device, torch.bfloat16))
     return dataclasses.replace(card, rates={torch.bfloat16: rate})

@@ -28,6 +28,11 @@ def test_a_cpu_reaches_the_better_of_two_products(monkeypatch):
     monkeypatch.setattr("dllm_kernels.bench.roofline.measure_bandwidth", lambda device: 1e10)
     monkeypatch.setattr("dllm_kernels.bench.roofline.measure_product", lambda device, dtype: rates[dtype])
     monkeypatch.setattr(machine, "measure_product", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: True)
     assert reaches(CPU).rates == {torch.bfloat16: 3e12}
     rates[torch.bfloat16] = 1e12
     assert reaches(CPU).rates == {torch.bfloat16: 2e12} and reaches(CPU).bandwidth == 1e10
+    # Without the instructions the product is not tried.
+    rates[torch.bfloat16] = 3e12
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: False)
+    assert reaches(CPU).rates == {torch.bfloat16: 2e12}
