@@ -4,7 +4,7 @@ On this machine, on CPU replicas with the preset `tiny`, with Locust (`pip insta
 same cores:
 latency against offered load, from a tenth of the capacity to three times; minutes at three times the capacity with the memory
 of every process of the server; one replica killed under load; and malformed bodies by the thousand, by schemathesis.
-tests/test_scale_server.py has short forms.
+tests/serving/test_server.py has short forms.
 """
 
 import argparse

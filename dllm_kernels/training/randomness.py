@@ -1,7 +1,7 @@
 """What is drawn in a training step: keyed by (seed, step, sample), so that it does not depend on who computes the sample.
 
 Sample i of step s's batch, over all processes, is number s B + i of the run. Its noise is sample number s B + i of the
-initial noise (ops/noise.py), its uniforms are words of step s and sample i (diffusion/noise.py).
+initial noise (ops/noise/op.py), its uniforms are words of step s and sample i (diffusion/noise.py).
 """
 
 from typing import NamedTuple

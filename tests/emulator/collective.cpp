@@ -16,9 +16,7 @@ bool same_place(const Where& a, const Where& b) {
 namespace {
 
 // Lanes that have ended are not waited for.
-bool complete(const Meeting& meeting, const Warp& warp) {
-    return (meeting.mask & warp.alive & ~meeting.arrived) == 0;
-}
+bool complete(const Meeting& meeting, const Warp& warp) { return (meeting.mask & warp.alive & ~meeting.arrived) == 0; }
 
 void wake_others(const Meeting& meeting, Warp& warp, const Thread* but) {
     for (uint32_t lanes = meeting.arrived; lanes; lanes &= lanes - 1) {

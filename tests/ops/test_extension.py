@@ -188,7 +188,7 @@ def test_device_normals_are_within_a_millionth_at_every_kind_of_angle(host, radi
 
 
 def denoise_update(step, noise, **tensors):
-    """The raw call, as ops/denoise_update.py makes it."""
+    """The raw call, as ops/denoise_update/op.py makes it."""
     latents, next_input = tensors["latents"], tensors["next_input"]
     batch, length, width = latents.shape
     extension.load().denoise_update(

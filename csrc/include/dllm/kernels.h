@@ -13,16 +13,16 @@ namespace dllm {
 
 enum class Dtype { float32, bfloat16 };
 
-// How a GEMM is divided: tiles of tile_m rows by tile_n outputs a block, tile_k columns of K a stage, num_warps_m x num_warps_n
-// warps, K among split_k blocks, and the depths of the rings of weights and of input.
-#define DLLM_GEMM_CONFIG(X) \
-    X(uint32_t, tile_m)     \
-    X(uint32_t, tile_n)     \
-    X(uint32_t, tile_k)     \
-    X(uint32_t, num_warps_m)    \
-    X(uint32_t, num_warps_n)    \
-    X(uint32_t, split_k)    \
-    X(uint32_t, num_stages) \
+// How a GEMM is divided: tiles of tile_m rows by tile_n outputs a block, tile_k columns of K a stage, num_warps_m x
+// num_warps_n warps, K among split_k blocks, and the depths of the rings of weights and of input.
+#define DLLM_GEMM_CONFIG(X)  \
+    X(uint32_t, tile_m)      \
+    X(uint32_t, tile_n)      \
+    X(uint32_t, tile_k)      \
+    X(uint32_t, num_warps_m) \
+    X(uint32_t, num_warps_n) \
+    X(uint32_t, split_k)     \
+    X(uint32_t, num_stages)  \
     X(uint32_t, input_stages)
 DLLM_CALL(GemmConfig, DLLM_GEMM_CONFIG)
 

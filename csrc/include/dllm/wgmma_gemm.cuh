@@ -44,7 +44,7 @@ template <int kM_, int kN_, int kSplitK_>
 struct WgmmaTile {
     static constexpr int kM = kM_, kN = kN_, kK = 64, kSplitK = kSplitK_, kGroups = kM / 64;
     static constexpr int kWarpsM = 4 * kGroups, kWarpsN = 1;
-    static constexpr int kMmasN = kN / 8, kPieces = kN / 16;  // of a warp's 16 rows: columns by eights and sixteens
+    static constexpr int kMmasN = kN / 8, kPieces = kN / 16;  // of a warp's 16 rows: columns by 8 and by 16
     static constexpr uint32_t kWeightBytes = kN * kK * 2, kInputBytes = kM * kK * 2;
     static constexpr uint32_t kMultiplyingWarps = 4 * kGroups, kWeightsWarp = kMultiplyingWarps;
     static constexpr uint32_t kInputWarp = kWeightsWarp + 1, kFetchWarp = kInputWarp + 1;

@@ -25,7 +25,7 @@ TRITON_WORK, TRITON_FAST_HEAD_DIM = 2**23, 256
 
 CROWD, CROWD_LENGTHS, CROWD_HEAD_DIM = 128, range(33, 129), 256
 """With as many heads of all samples Triton's forward was the fastest, or as fast, for 64 queries and keys and head dimensions
-of 64, 128 and 256 (kernels/attention.py has tiles of 64 for them). Taken for these numbers of queries, which fill half of such
+of 64, 128 and 256 (triton.py has tiles of 64 for them). Taken for these numbers of queries, which fill half of such
 tiles, as many keys at most, and up to this head dimension."""
 
 _DIFFERENTIABLE = "auto, differentiable"

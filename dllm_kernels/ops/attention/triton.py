@@ -3,7 +3,7 @@
 A head dimension D is one or two power-of-two pieces, D0 + D1: 640 is 512 + 128, and not padded to 1024. Where no two pieces
 add up to D, the last one is padded. A program owns a tile of queries of one head of one sample. Tiles depend on lengths, on D
 and on whether the heads of all samples are a crowd; below that a sample's result does not depend on its batch (definition:
-ops/attention.py).
+op.py).
 """
 
 import math
@@ -214,7 +214,7 @@ def strides(*tensors: Tensor) -> list[int]:
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
-    """Launches `attention_forward_kernel`; shapes as in ops/attention.py, the last dimension of q, k, v contiguous."""
+    """Launches `attention_forward_kernel`; shapes as in op.py, the last dimension of q, k, v contiguous."""
     batch, queries, heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)

@@ -190,7 +190,7 @@ def configs(head_dim: int) -> tuple[Config, Config]:
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the three kernels: (dq, dk, dv), contiguous; shapes as in ops/attention.py, grad and out contiguous."""
+    """Launches the three kernels: (dq, dk, dv), contiguous; shapes as in op.py, grad and out contiguous."""
     batch, queries, heads, head_dim = q.shape
     keys = k.shape[1]
     delta = torch.empty((batch, queries, heads), dtype=torch.float32, device=q.device)

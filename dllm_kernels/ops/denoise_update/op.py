@@ -1,7 +1,7 @@
 """denoise_update: one step of any solver of diffusion/solver.py, z <- a z + b z0 + c z0_previous + s eps, in one pass.
 
 z0 is the denoiser's prediction, or u + w (c - u) of a conditional c and an unconditional u under classifier-free guidance
-(Ho and Salimans, arXiv:2207.12598); the prediction may come before its output norm (ops/modulate.py), which is then applied
+(Ho and Salimans, arXiv:2207.12598); the prediction may come before its output norm (ops/modulate/op.py), which is then applied
 here. The same pass writes the denoiser's next input, and the row statistics that a folded LayerNorm needs of it.
 """
 

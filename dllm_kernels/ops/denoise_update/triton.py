@@ -1,4 +1,4 @@
-"""The solver's update in Triton: a program takes one run of one sample's values (definition: ops/denoise_update.py)."""
+"""The solver's update in Triton: a program takes one run of one sample's values (definition: op.py)."""
 
 import triton
 import triton.language as tl
@@ -86,7 +86,7 @@ def denoise_update(
     guidance_scale: Tensor | None,
     noise: bool,
 ) -> None:
-    """Launches `denoise_update_kernel`; shapes as in ops/denoise_update.py."""
+    """Launches `denoise_update_kernel`; shapes as in op.py."""
     batch, length, width = latents.shape
     denoise_update_kernel[(batch * triton.cdiv(length * width, _BLOCK),)](
         latents,

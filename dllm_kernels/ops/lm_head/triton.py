@@ -1,4 +1,4 @@
-"""lm_head in Triton: a GEMM whose epilogue keeps, of a tile of logits, one candidate a row (definition: ops/lm_head.py).
+"""lm_head in Triton: a GEMM whose epilogue keeps, of a tile of logits, one candidate a row (definition: reference.py).
 
 `lm_head_tile_kernel` streams a tile of the weight once for up to 128 rows and writes, for every row and tile, the best value
 and its index, and for log-probabilities that entry's logit, the largest logit m and sum exp(logit - m). Many rows are read
@@ -207,7 +207,7 @@ def lm_head(
     logprobs: bool,
     batch_invariant: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Launches both kernels; shapes as in ops/lm_head.py."""
+    """Launches both kernels; shapes as in op.py."""
     batch, length, width = hidden.shape
     rows, vocab_size = batch * length, len(weight)
     hidden = hidden.contiguous()

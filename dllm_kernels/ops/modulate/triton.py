@@ -1,4 +1,4 @@
-"""LayerNorm and adaptive LayerNorm in Triton: a program holds one row in registers (definition: ops/modulate.py)."""
+"""LayerNorm and adaptive LayerNorm in Triton: a program holds one row in registers (definition: op.py)."""
 
 import torch
 import triton
@@ -40,7 +40,7 @@ def modulate_kernel(
 
 
 def modulate(x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
-    """Launches `modulate_kernel`; shapes as in ops/modulate.py."""
+    """Launches `modulate_kernel`; shapes as in op.py."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = x if x.ndim == 3 else x.unsqueeze(1)
     batch, tokens, width = rows.shape

@@ -1,4 +1,4 @@
-"""Initial noise in Triton: a program writes one run of one sample's normals (definition: ops/noise.py)."""
+"""Initial noise in Triton: a program writes one run of one sample's normals (definition: op.py)."""
 
 import torch
 import triton
