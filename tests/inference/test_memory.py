@@ -16,7 +16,7 @@ MEASURE = """
 import re, torch
 from dllm_kernels import LDLM, FusedSampler, LDLMConfig
 from dllm_kernels.model.config import open_dllm_config
-from dllm_kernels.inference.fold import Activations
+from dllm_kernels.ops.linear.params import Activations
 
 def kilobytes(field):
     return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])

@@ -81,7 +81,7 @@ def test_a_packed_plan_is_the_model(name, packing):
             inputs.x.copy_(torch.cat((latents, previous), dim=-1))
         elif step:
             inputs.x.copy_(latents + plan.next_shift(step - 1))
-            inputs.statistics.copy_(row_statistics(inputs.x))
+            inputs.stats.copy_(row_statistics(inputs.x))
 
         def predict(model, dtype, time=time, previous=previous):
             times = time.to(dtype).expand(2)
