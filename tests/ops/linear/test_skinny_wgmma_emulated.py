@@ -106,13 +106,14 @@ def test_bits_depend_on_the_slices_only(emulator):
         (config_of(64, 3), 64, 256, "linear_skinny_wgmma has no code for tiles of .* slices$"),
         (config_of(64, 8), 64, 512, "linear_skinny_wgmma has no code for tiles of .* slices$"),
         (config_of(64, 8, tile_m=128), 64, 512, "linear_skinny_wgmma has no code for tiles of .* slices$"),
-        (config_of(80, 2, tile_m=128), 80, 512, "linear_skinny_wgmma has no code for tiles of"),
+        (config_of(80, 2, tile_m=128), 80, 512, "linear_skinny has no code for tiles of 128 x 80"),
         (config_of(64), 68, 128, "takes n that is a multiple of 8 and k of tile_k"),
         (config_of(64), 64, 96, "takes n that is a multiple of 8 and k of tile_k"),
-        (dataclasses.replace(config_of(64), tile_n=32), 64, 128, "linear_skinny_wgmma has no code for tiles of"),
+        (dataclasses.replace(config_of(64), tile_n=32), 64, 128, "linear_skinny has no code for tiles of 64 x 32"),
     ],
 )
 def test_cuts_that_are_refused(emulator, config, outputs, width, message):
+    """A tile that is none of linear_skinny_wgmma's is a call of linear_skinny, which has no code for these."""
     p = problem(config, 5, outputs, width)
     with pytest.raises(emulate.EmulationError, match=message):
         run(emulator, p)
