@@ -21,6 +21,7 @@ from pathlib import Path
 import filters
 import numpy as np
 import openings
+import templates
 
 GROUP, LENGTH, GIVEN = 8192, 112, 32
 """Samples of a group; tokens of a sample, its opening included; tokens of an opening at most."""
@@ -32,12 +33,12 @@ _tokenizer = None
 
 def request(seed: int, group: int) -> tuple[str, str, int]:
     """A group's form, the text before its openings, and the request's number. Forms take turns, and each form's requests do."""
-    forms = list(openings.FORMS)
+    forms = list(templates.FORMS)
     form, turn = forms[group % len(forms)], group // len(forms) + seed
     requests = json.loads(Path(__file__).with_name("requests.json").read_text())
     number = turn % len(requests)
     system, user = requests[number]
-    user = user.format(about=openings.ABOUT[form])
+    user = user.format(about=templates.ABOUT[form])
     head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     return form, f"{head}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n", number
 
