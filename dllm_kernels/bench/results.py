@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = "dllm-kernels bench 1"
-_IDENTITY = ("name", "device", "torch", "driver", "commit", "threads")
 
 
 @dataclass

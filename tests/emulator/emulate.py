@@ -134,6 +134,21 @@ def switchable(path: str, faults: dict[int, tuple[str, str]]) -> dict[str, str]:
     return {path: text}
 
 
+def with_faults(faults: dict[str, tuple[str, str, str]]) -> dict[str, str]:
+    """Files, by path, that have all of these faults; a run switches one on by its number, which counts from 1.
+
+    Args:
+        faults: by name, the file's path, the piece of it and what stands there instead (`switchable`).
+    """
+    numbered = {path: {} for path, _, _ in faults.values()}
+    for number, (path, piece, new) in enumerate(faults.values(), 1):
+        numbered[path][number] = (piece, new)
+    replaced = {}
+    for path, of_file in numbered.items():
+        replaced |= switchable(path, of_file)
+    return replaced
+
+
 def build(
     *paths: str, replaced: dict[str, str] | None = None, flags: tuple[str, ...] = (), sanitize: bool = True
 ) -> "Emulator":

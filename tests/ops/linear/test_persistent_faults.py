@@ -6,7 +6,6 @@ import pytest
 
 from tests.emulator import emulate
 from tests.ops.linear.test_persistent_emulated import KERNEL, SEEDS, check, problem, run
-from tests.ops.linear.test_skinny_faults import with_faults
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
 
@@ -218,7 +217,7 @@ FAULTS = RING_FAULTS | PRODUCT_FAULTS | EPILOGUE_FAULTS | TILE_FAULTS
 @functools.cache
 def faulty() -> emulate.Emulator:
     """A build with all of FAULTS, one of which a run switches on."""
-    return emulate.build(KERNEL, replaced=with_faults(FAULTS), flags=emulate.CARDS["hopper"])
+    return emulate.build(KERNEL, replaced=emulate.with_faults(FAULTS), flags=emulate.CARDS["hopper"])
 
 
 def test_no_fault_is_found_where_none_is():

@@ -203,21 +203,10 @@ HOPPER_FAULTS = GEMM_FAULTS | {
 OF_CARDS = {"portable": FAULTS, "hopper": HOPPER_FAULTS}
 
 
-def with_faults(faults: dict[str, tuple[str, str, str]]) -> dict[str, str]:
-    """Files, by path, that have all of these faults; a run switches one on by its number, which counts from 1."""
-    numbered = {path: {} for path, _, _ in faults.values()}
-    for number, (path, piece, new) in enumerate(faults.values(), 1):
-        numbered[path][number] = (piece, new)
-    replaced = {}
-    for path, of_file in numbered.items():
-        replaced |= emulate.switchable(path, of_file)
-    return replaced
-
-
 @functools.cache
 def faulty(card: str) -> emulate.Emulator:
     """A build with all of the card's faults, for the tiles that `faulty_calls` has."""
-    replaced = with_faults(OF_CARDS[card])
+    replaced = emulate.with_faults(OF_CARDS[card])
     kernel = replaced.get(KERNEL) or (emulate.ROOT / KERNEL).read_text()
     tiles = ", ".join(f"SkinnyTile<{', '.join(map(str, tile))}>" for tile in (SMALL, LARGE, THIRD))
     replaced[KERNEL], lists = re.subn(r"using Tiles = [^;]*;", f"using Tiles = TileList<{tiles}>;", kernel)

@@ -7,7 +7,6 @@ import pytest
 
 from tests.emulator import emulate
 from tests.ops.linear.test_skinny_emulated import SEEDS, WARPGROUP, check, problem, run
-from tests.ops.linear.test_skinny_faults import with_faults
 from tests.ops.linear.test_skinny_wgmma_emulated import config_of, two_in_a_row
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
@@ -239,7 +238,7 @@ FAULTS = RING_FAULTS | PRODUCT_FAULTS | EPILOGUE_FAULTS
 @functools.cache
 def faulty() -> emulate.Emulator:
     """A build with all of FAULTS, one of which a run switches on, for the tiles that `faulty_calls` has."""
-    replaced = with_faults(FAULTS)
+    replaced = emulate.with_faults(FAULTS)
     tiles = "64, 64, 1", "64, 64, 2", "64, 64, 4", "64, 160, 4", "128, 64, 1", "128, 64, 2"
     tiles = f"TileList<{', '.join(f'WgmmaTile<{tile}>' for tile in tiles)}>;"
     replaced[WARPGROUP], found = re.subn(r"TileList<WgmmaTile.*?>>;", tiles, replaced[WARPGROUP], flags=re.DOTALL)

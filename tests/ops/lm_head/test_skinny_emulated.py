@@ -243,13 +243,7 @@ FAULTS = {
 @pytest.fixture(scope="module")
 def faulty() -> emulate.Emulator:
     """A build with all of FAULTS, one of which a run switches on."""
-    numbered: dict[str, dict] = {path: {} for path, _, _ in FAULTS.values()}
-    for number, (path, piece, new) in enumerate(FAULTS.values(), 1):
-        numbered[path][number] = (piece, new)
-    replaced = {}
-    for path, faults in numbered.items():
-        replaced |= emulate.switchable(path, faults)
-    return emulate.build(KERNEL, CHUNK_KERNEL, replaced=replaced)
+    return emulate.build(KERNEL, CHUNK_KERNEL, replaced=emulate.with_faults(FAULTS))
 
 
 def small_problems() -> list[tuple[dict, list[int] | None]]:
