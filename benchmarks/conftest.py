@@ -44,8 +44,17 @@ def machine() -> Machine:
 
 @pytest.fixture(scope="session")
 def command() -> str:
-    """What was typed, for the results: without the path of the interpreter or of pytest."""
-    return shlex.join(["pytest", *sys.argv[1:]])
+    """What was typed, for the results: without the paths of the interpreter, of pytest and of the output."""
+    return shlex.join(["pytest", *without_output(sys.argv[1:])])
+
+
+def without_output(words: list[str]) -> list[str]:
+    """Command-line words without --output and its folder."""
+    kept = [word for word in words if not word.startswith("--output=")]
+    if "--output" in kept:
+        at = kept.index("--output")
+        del kept[at : at + 2]
+    return kept
 
 
 @pytest.fixture(autouse=True)

@@ -48,5 +48,5 @@ def beside_the_fastest(rows: list[Row]) -> list[str]:
     if any(row.unstable for row in (mine, *others) if row):
         ratio = "unstable"
     else:
-        ratio = number(mine and mine.tokens_per_s / fastest.tokens_per_s)
+        ratio = f"{mine.tokens_per_s / fastest.tokens_per_s:.2f}" if mine else number(None)
     return [speed, f"{fastest.contender}: {number(fastest.tokens_per_s)}", ratio]
