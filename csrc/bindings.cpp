@@ -70,10 +70,14 @@ PYBIND11_MODULE(_C, m) {
     define(m, "denoise_update", &dllm::denoise_update);
     define(m, "linear_persistent", &dllm::linear_persistent);
     define(m, "linear_skinny", &dllm::linear_skinny);
-    define(m, "linear_skinny_wgmma", &dllm::linear_skinny_wgmma);
     define(m, "lm_head_chunked", &dllm::lm_head_chunked);
     define(m, "lm_head_persistent", &dllm::lm_head_persistent);
     define(m, "lm_head_skinny", &dllm::lm_head_skinny);
+    m.def(
+        "set_carveout", [](int percent) { dllm::carveout = percent; },
+        "The share of an SM's L1 cache and shared memory that kernels prefer as shared memory, in percent; -1 leaves it "
+        "to the driver.",
+        "percent"_a);
     m.def(
         "set_overlapping", [](bool on) { dllm::overlapping = on; },
         "Whether kernels start before the one ahead of them is complete (programmatic dependent launch).", "on"_a);

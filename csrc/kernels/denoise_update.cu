@@ -30,7 +30,7 @@ constexpr uint32_t kMaxThreads = 512;
 constexpr uint32_t kMaxQuads = 4;
 // Blocks of an SM: three hide each other's waiting, where 40 registers a thread suffice for them.
 template <typename Prediction, int kQuads>
-constexpr int kBlocks = kHasClusters && kQuads == 1 && std::is_same_v<Prediction, bf16> ? 3 : 1;
+constexpr int kBlocks = kHopper && kQuads == 1 && std::is_same_v<Prediction, bf16> ? 3 : 1;
 constexpr uint32_t kMaxWidth = kQuad * kMaxQuads * kMaxThreads;
 constexpr float kEpsilon = 1e-5f;
 

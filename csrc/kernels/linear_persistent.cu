@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 void linear_persistent(const LinearPersistent& call, cudaStream_t stream) {
-    if (!has_clusters()) throw std::invalid_argument("linear_persistent runs on Hopper only");
+    if (!on_hopper()) throw std::invalid_argument("linear_persistent runs on Hopper only");
     if (call.n % 8 != 0 || call.k % kTileK != 0) {
         throw std::invalid_argument("linear_persistent takes n that is a multiple of 8 and k of 64, not " +
                                     std::to_string(call.n) + " and " + std::to_string(call.k));

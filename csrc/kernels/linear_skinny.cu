@@ -1,12 +1,11 @@
-// The linear layer for few rows (definition: dllm_kernels/ops/linear/op.py), on every card and for every shape;
-// linear_skinny_wgmma.cu is faster where it can run. Weights are read once (skinny_gemm.cuh).
+// The linear layer for few rows (definition: dllm_kernels/ops/linear/op.py).
 //
-// K is divided among split_k neighbouring blocks. Each stores its sums in global memory, and adds up those of the row
-// tiles that it owns in the order of the slices: no atomics, so equal calls give equal bits, and a row's result does
-// not depend on the rows beside it. Few warps do what follows the product, once a block: it is written for few
-// instructions.
+// The input's rows are the product's rows, the tile's outputs its columns. Warps have roles: some multiply, by wgmma on
+// Hopper and by mma.sync everywhere, one fills the ring of weights, one that of the input, two fetch what the epilogue
+// needs. K is divided among the blocks of a cluster; each leaves its sums in its shared memory, and who owns a row adds
+// them up in the order of the slices: equal calls give equal bits, and a row's result does not depend on the rows
+// beside it.
 
-#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -14,321 +13,349 @@
 #include "dllm/describe.h"
 #include "dllm/epilogue.cuh"
 #include "dllm/gemm_tiles.h"
+#include "dllm/grid.cuh"
 #include "dllm/kernels.h"
 #include "dllm/launch.cuh"
-#include "dllm/skinny_gemm.cuh"
+#include "dllm/linear_tile.cuh"
 
 namespace dllm {
 namespace {
 
-// Slices of K that Python is told of; the kernel takes more.
-constexpr uint32_t kMaxSplitK = 8;
-// Values that a thread watches at once when it adds up the slices' sums.
-constexpr int kLoadsInFlight = 8;
-
-// Shared memory: mbarriers, the block's part of the epilogue's vectors, the own rows of the residual, the rings; later
-// in the rings' place the product (float32, rows a few banks apart).
-template <typename Tile>
-struct SmemLayout {
-    using Epilogue = SkinnyEpilogue<Tile::kN, Tile::kN>;
-    static constexpr int kPitch = Tile::kN + 4;
-    static constexpr int kVectors = Tile::kBarrierBytes;
-    static constexpr int kResidual = kVectors + Epilogue::kVectorBytes;
-    // Rows that one slice owns at most.
-    static __host__ __device__ int max_rows(int split_k) { return (Tile::kM / 8 + split_k - 1) / split_k * 8; }
-    static __host__ __device__ int ring(int split_k, bool with_residual) {
-        return (kResidual + (with_residual ? max_rows(split_k) * Tile::kN * 2 : 0) + 511) / 512 * 512;
-    }
-    static constexpr int kProductBytes = Tile::kM * kPitch * 4;
-    static int bytes(int num_stages, int split_k, bool with_residual) {
-        return ring(split_k, with_residual) + std::max(Tile::ring_bytes(num_stages), kProductBytes);
-    }
-};
-
-// Where a block stands. It owns the tiles of 8 rows from own_begin to own_end of its row_tiles.
+// Where a block stands, its own rows, and its slice of K in stages.
 template <typename Tile>
 struct BlockCoord {
-    uint32_t split_k, slice, column_block, column_blocks, first_row, rows, row_tiles, own_begin, own_end;
-    uint32_t stages, begin, end;  // of K: all, and the slice's
+    uint32_t slice, column_block, column_blocks, first_row, own_rows, all_stages, begin, stages;
 
     __device__ __forceinline__ explicit BlockCoord(const LinearSkinny& call)
-        : split_k(gridDim.x),
-          slice(blockIdx.x),
+        : slice(blockIdx.x),
           column_block(blockIdx.y),
-          column_blocks((call.n - 1) / Tile::kN + 1),
-          first_row(blockIdx.z * Tile::kM),
-          rows(min(static_cast<uint32_t>(Tile::kM), call.m - first_row)),
-          row_tiles((rows + 7) / 8),
-          own_begin(row_tiles * slice / split_k),
-          own_end(row_tiles * (slice + 1) / split_k),
-          stages((call.k + Tile::kK - 1) / Tile::kK),
-          begin(stages * slice / split_k),
-          end(stages * (slice + 1) / split_k) {}
-
-    __device__ __forceinline__ uint32_t first_own_row() const { return first_row + own_begin * 8; }
-    __device__ __forceinline__ uint32_t own_rows() const { return min(own_end * 8, rows) - min(own_begin * 8, rows); }
-
-    __device__ __forceinline__ SkinnySource source(const LinearSkinny& call, const TensorMap& input) const {
-        return {
-            .weight = static_cast<const char*>(call.weight) +
-                      (static_cast<size_t>(column_block) * stages + begin) * Tile::kWeightBytes,
-            .input = &input,
-            .row = static_cast<int32_t>(first_row),
-            .column = static_cast<int32_t>(begin * Tile::kK),
-            .stages = end - begin,
-            .products = 1,
-        };
-    }
+          column_blocks(gridDim.y),
+          first_row(blockIdx.z * Tile::kM + slice * Tile::kOwnRows),
+          own_rows(call.m > first_row ? min(Tile::kOwnRows, call.m - first_row) : 0),
+          all_stages((call.k - 1) / Tile::kK + 1),
+          begin(all_stages * slice / Tile::kSplitK),
+          stages(all_stages * (slice + 1) / Tile::kSplitK - begin) {}
 };
 
-// The product in shared memory, in place of the rings. A warp's sums come in pieces of 8 rows by 16 outputs.
+// A block's own rows: the sums of all slices, then the epilogue. The first eight warps have kGroups times eight of the
+// own rows each, of which kSplitK warps share the pieces of 16 outputs; a lane has a row of the eight and a quad of
+// each piece.
 template <typename Tile>
-struct Product {
-    static constexpr int kPieces = Tile::kN / 16, kPitch = SmemLayout<Tile>::kPitch;
-    float* const memory;
+class OwnRows {
+  public:
+    __device__ __forceinline__ OwnRows(const LinearSkinny& call, const BlockCoord<Tile>& block, char* memory)
+        : call_(call),
+          block_(block),
+          epilogue_(call, block.column_block, memory + Tile::kVectors, memory + Tile::kResidual),
+          statistics_(reinterpret_cast<float2*>(memory + Tile::kStatistics)),
+          parts_(reinterpret_cast<float2*>(memory + Tile::kParts)),
+          sums_(reinterpret_cast<float4*>(memory + Tile::kRing)) {}
 
-    // A lane's values of a piece: two rows of outputs 0 and 8.
-    __device__ __forceinline__ void store(uint32_t row_tile, uint32_t piece, const float4& value) const {
-        float* const at = memory + (row_tile * 8 + threadIdx.x % 4 * 2) * kPitch + piece * 16 + threadIdx.x % 32 / 4;
-        at[0] = value.x, at[kPitch] = value.y, at[8] = value.z, at[kPitch + 8] = value.w;
+    // By the warps from kFetchWarp on, who also fetch the rows.
+    __device__ __forceinline__ void fetch_vectors() const {
+        epilogue_.template load_vectors<kFetchThreads>(fetch_thread());
+        cp_async_commit();
     }
 
-    // action(row tile, piece, value) for each piece of the warp's sums.
+    __device__ __forceinline__ void fetch_rows() const {
+        epilogue_.template load_residual<kFetchThreads>(fetch_thread(), block_.first_row, block_.own_rows);
+        cp_async_commit();
+        if (call_.column_sums) {
+#pragma unroll 1
+            for (uint32_t row = fetch_thread(); row < block_.own_rows; row += kFetchThreads) {
+                const size_t token = block_.first_row + row;
+                statistics_[row] = merge_statistics_by_thread(
+                    reinterpret_cast<const float2*>(call_.stats) + token * call_.stats_chunks, call_.stats_chunks,
+                    call_.stats_chunk, call_.k);
+            }
+        }
+        cp_async_wait<0>();
+    }
+
+    // A multiplying warp's sums: [eight rows][piece][lane], a quad of a row each, in the packing's order.
+    __device__ __forceinline__ void store_sums(const LinearSums<Tile>& sums) const {
+        float4* const mine =
+            sums_ + (Tile::warp_m() * Tile::kMmasM * 2 * Tile::kPieces + Tile::warp_n() * (Tile::kMmasN / 2)) * 32 +
+            threadIdx.x % 32;
+#pragma unroll
+        for (int eight = 0; eight < 2 * Tile::kMmasM; ++eight) {
+            const auto& of_rows = sums[eight / 2];
+            const int first = eight % 2 * 2;
+#pragma unroll
+            for (int i = 0; i < Tile::kMmasN / 2; ++i) {
+                mine[(eight * Tile::kPieces + i) * 32] = {of_rows[2 * i][first], of_rows[2 * i][first + 1],
+                                                          of_rows[2 * i + 1][first], of_rows[2 * i + 1][first + 1]};
+            }
+        }
+    }
+
+    // The sums of all slices, in their order; all are on their way at once, since the other blocks are far.
+    __device__ __forceinline__ void reduce_split_k() {
+        float4 parts[Tile::kGroups * Tile::kOwn][Tile::kSplitK];
+        each_group([&](int group) {
+            const float4* const from =
+                sums_ + (block_.slice * Tile::kOwnEights + eight(group)) * Tile::kPieces * 32 + threadIdx.x % 32;
+            each_piece(group, [&](int i, uint32_t piece) {
+#pragma unroll
+                for (int s = 0; s < Tile::kSplitK; ++s) {
+                    parts[i][s] = Tile::kSplitK > 1 ? dsmem_load(from + piece * 32, s) : from[piece * 32];
+                }
+            });
+        });
+        each_group([&](int group) {
+            each_piece(group, [&](int i, uint32_t) {
+                float4 sum = parts[i][0];
+#pragma unroll
+                for (int s = 1; s < Tile::kSplitK; ++s) {
+                    const float4 part = parts[i][s];
+                    sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+                }
+                values_[i][0] = sum.x, values_[i][1] = sum.y, values_[i][2] = sum.z, values_[i][3] = sum.w;
+            });
+        });
+    }
+
+    __device__ __forceinline__ void finish() {
+        each_group([&](int group) {
+            const auto each = quads(group);
+            const float2 mean_and_rstd = call_.column_sums ? statistics_[row(group)] : float2{0, 1};
+            epilogue_.apply(mean_and_rstd, row(group), each);
+            epilogue_.write(call_.output, block_.first_row + row(group), row(group) < block_.own_rows, each);
+        });
+        if (call_.stats_out) write_statistics();
+        if (call_.next_scale) {
+            each_group([&](int group) {
+                const auto each = quads(group);
+                epilogue_.scale_for_next(each);
+                epilogue_.write(call_.scaled_out, block_.first_row + row(group), row(group) < block_.own_rows, each);
+            });
+        }
+    }
+
+  private:
+    static __device__ __forceinline__ uint32_t fetch_thread() { return threadIdx.x - Tile::kFetchWarp * 32; }
+    static __device__ __forceinline__ bool takes_part() {
+        return Tile::kThreads == kEpilogueWarps * 32 || threadIdx.x < kEpilogueWarps * 32;
+    }
+    static __device__ __forceinline__ uint32_t eight(int group) {
+        return group * (kEpilogueWarps / Tile::kSplitK) + threadIdx.x / 32 / Tile::kSplitK;
+    }
+    static __device__ __forceinline__ uint32_t share() { return threadIdx.x / 32 % Tile::kSplitK; }
+    static __device__ __forceinline__ uint32_t row(int group) { return eight(group) * 8 + threadIdx.x % 32 / 4; }
+
+    // Outputs of a share that are not padding.
+    __device__ __forceinline__ uint32_t columns_of(uint32_t share) const {
+        uint32_t columns = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < Tile::kOwn; ++i) {
+            const uint32_t first = 16 * (share + i * Tile::kSplitK);
+            columns += first < epilogue_.outputs ? min(16u, epilogue_.outputs - first) : 0;
+        }
+        return columns;
+    }
+
+    // action(group) for each of the warp's eights.
     template <typename Action>
-    static __device__ __forceinline__ void each(const Sums<Tile>& sums, Action action) {
+    static __device__ __forceinline__ void each_group(Action action) {
+        if (!takes_part()) return;
 #pragma unroll
-        for (int n = 0; n < Tile::kMmasM; ++n) {
-#pragma unroll
-            for (int i = 0; i < Tile::kMmasN; ++i) {
-                action(Tile::warp_m() * Tile::kMmasM + n, Tile::warp_n() * Tile::kMmasN + i,
-                       float4{sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]});
-            }
+        for (int group = 0; group < Tile::kGroups; ++group) {
+            action(group);
         }
     }
-};
 
-// The workspace of the blocks that divide one K: [slice][row tile][piece of 16 outputs][lane].
-template <typename Tile>
-struct SplitK {
-    static constexpr uint32_t kPieces = Product<Tile>::kPieces, kSlice = Tile::kM / 8 * kPieces * 32;
-    const BlockCoord<Tile>& block;
-    float4* const workspace;
-
-    __device__ __forceinline__ SplitK(const BlockCoord<Tile>& block, float* all)
-        : block(block),
-          workspace(reinterpret_cast<float4*>(all) +
-                    static_cast<size_t>(blockIdx.z * block.column_blocks + block.column_block) * block.split_k *
-                        kSlice +
-                    threadIdx.x % 32) {}
-
-    __device__ __forceinline__ void store(const Sums<Tile>& sums) const {
-        float4* const own = workspace + block.slice * kSlice;
-        Product<Tile>::each(sums, [&](uint32_t row_tile, uint32_t piece, float4 value) {
-            if (row_tile < block.row_tiles) lamport_store(own + (row_tile * kPieces + piece) * 32, value);
-        });
+    // action(i, piece) for each of the warp's in the rows of a group.
+    template <typename Action>
+    static __device__ __forceinline__ void each_piece(int group, Action action) {
+#pragma unroll
+        for (int i = 0; i < Tile::kOwn; ++i) {
+            const uint32_t piece = share() + i * Tile::kSplitK;
+            if (Tile::kPieces % Tile::kSplitK == 0 || piece < Tile::kPieces) action(group * Tile::kOwn + i, piece);
+        }
     }
 
-    // Adds up the own pieces, neighbours in the workspace, a warp one or two at a time.
-    __device__ __forceinline__ void reduce(const Product<Tile>& product) const {
-        const uint32_t end = block.own_end * kPieces;
-        const auto store = [&](uint32_t piece, const float4& total) {
-            product.store(piece / kPieces, piece % kPieces, total);
+    // The lane's quads of its row of a group (epilogue.cuh).
+    __device__ __forceinline__ auto quads(int group) {
+        return [this, group](auto action) {
+            each_piece(group, [&](int i, uint32_t piece) { action(values_[i], piece * 16 + threadIdx.x % 4 * 4); });
         };
-        uint32_t piece = block.own_begin * kPieces + threadIdx.x / 32;
-        for (; piece + Tile::kWarps < end; piece += 2 * Tile::kWarps) {
-            float4 total[2] = {};
-            take<2>(workspace + piece * 32, total);
-            store(piece, total[0]);
-            store(piece + Tile::kWarps, total[1]);
-        }
-        if (piece < end) {
-            float4 total[1] = {};
-            take<1>(workspace + piece * 32, total);
-            store(piece, total[0]);
-        }
     }
 
-  private:
-    // Adds up kItems places, a block's threads apart, over the slices, and empties them.
-    template <int kItems>
-    __device__ __forceinline__ void take(float4* place, float4 (&total)[kItems]) const {
-        constexpr int kSlices = kLoadsInFlight / kItems;
-        for (uint32_t first = 0; first < block.split_k; first += kSlices) {
-            float4 seen[kSlices][kItems];
-            const auto each = [&](auto action) {
-#pragma unroll
-                for (int s = 0; s < kSlices; ++s) {
-#pragma unroll
-                    for (int i = 0; i < kItems; ++i) {
-                        if (first + s < block.split_k) {
-                            action(seen[s][i], place + (first + s) * kSlice + i * Tile::kThreads, total[i]);
-                        }
-                    }
-                }
-            };
-            for (bool missing = true; missing;) {
-                missing = false;
-                each([&](float4& value, float4* at, float4&) { value = lamport_load(at); });
-                each([&](float4& value, float4*, float4&) { missing |= !lamport_ready(value); });
+    // Of every warp's share, then merged over the warps that share the rows.
+    __device__ __forceinline__ void write_statistics() {
+        float2* const to = reinterpret_cast<float2*>(call_.stats_out) +
+                           static_cast<size_t>(block_.first_row) * block_.column_blocks + block_.column_block;
+        each_group([&](int group) {
+            const float2 part = row_statistics<4>(quads(group), columns_of(share()), epilogue_.outputs);
+            if (threadIdx.x % 4 != 0) return;
+            if constexpr (Tile::kSplitK == 1) {
+                if (row(group) < block_.own_rows) to[row(group) * block_.column_blocks] = part;
+            } else {
+                parts_[row(group) * Tile::kSplitK + share()] = part;
             }
-            each([&](float4& value, float4* at, float4& sum) {
-                sum = {sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w};
-                lamport_reset(at);
-            });
-        }
-    }
-};
-
-// The own rows' epilogue. A lane has eight outputs of a row, four and four, so that a warp finishes several rows at
-// once; beyond the last it does that one again. The statistics of its first row are read ahead.
-template <typename Tile>
-struct OwnRows {
-    static constexpr uint32_t kLanes = Tile::kN / 8, kRowsAtOnce = 32 / kLanes, kStep = Tile::kWarps * kRowsAtOnce;
-    const LinearSkinny& call;
-    const BlockCoord<Tile>& block;
-    float2 ahead;
-
-    __device__ __forceinline__ OwnRows(const LinearSkinny& call, const BlockCoord<Tile>& block)
-        : call(call), block(block), ahead(read_ahead(first_of_warp())) {}
-
-    __device__ __forceinline__ void finish(const typename SmemLayout<Tile>::Epilogue& epilogue, const float* product) {
-        for (uint32_t first = first_of_warp(); first < block.own_rows(); first += kStep) {
-            const uint32_t row = row_from(first);
-            const size_t token = block.first_own_row() + row;
-            const float2 statistics = ahead;
-            ahead = read_ahead(first + kStep);
-            float2 mean_and_rstd{0, 1};
-            if (call.column_sums) {
-                mean_and_rstd = merge_statistics_by_lanes<kLanes>(statistics_of(row), statistics, call.stats_chunks,
-                                                                  call.stats_chunk, call.k);
-            }
-            const float* const products = product + (block.own_begin * 8 + row) * SmemLayout<Tile>::kPitch;
-            float values[2][4];
-            const auto each = [&](auto action) {
-#pragma unroll
-                for (int quad = 0; quad < 2; ++quad) {
-                    action(values[quad], quad * (Tile::kN / 2) + threadIdx.x % kLanes * 4);
-                }
-            };
-            each([&](float (&quad)[4], uint32_t output) {
-                const float4 at = *reinterpret_cast<const float4*>(products + output);
-                quad[0] = at.x, quad[1] = at.y, quad[2] = at.z, quad[3] = at.w;
-            });
-            epilogue.apply(mean_and_rstd, row, each);
-            epilogue.write(call.output, token, true, each);
-            if (call.stats_out) {
-                const float2 written = row_statistics<kLanes>(each, epilogue.outputs, epilogue.outputs);
-                float2* const to = reinterpret_cast<float2*>(call.stats_out);
-                if (threadIdx.x % kLanes == 0) to[token * block.column_blocks + block.column_block] = written;
-            }
-            if (call.next_scale) {
-                epilogue.scale_for_next(each);
-                epilogue.write(call.scaled_out, token, true, each);
-            }
-        }
-    }
-
-  private:
-    static __device__ __forceinline__ uint32_t first_of_warp() { return threadIdx.x / 32 * kRowsAtOnce; }
-    __device__ __forceinline__ uint32_t row_from(uint32_t first) const {
-        return min(first + threadIdx.x % 32 / kLanes, block.own_rows() - 1);
-    }
-    __device__ __forceinline__ const float2* statistics_of(uint32_t row) const {
-        return reinterpret_cast<const float2*>(call.stats) +
-               static_cast<size_t>(block.first_own_row() + row) * call.stats_chunks;
-    }
-    __device__ __forceinline__ float2 read_ahead(uint32_t first) const {
-        const uint32_t lane = threadIdx.x % kLanes;
-        const bool there = call.column_sums && first < block.own_rows() && lane < call.stats_chunks;
-        return there ? statistics_of(row_from(first))[lane] : float2{0, 0};
-    }
-};
-
-// Blocks of an SM: two, but one where half of the registers are too few.
-template <typename Tile>
-constexpr int kBlocks = Tile::kWarps <= 8 ? 2 : 1;
-
-template <typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
-    linear_skinny_kernel(const LinearSkinny call, const __grid_constant__ TensorMap input) {
-    using Smem = SmemLayout<Tile>;
-    const BlockCoord<Tile> block(call);
-    read_now(call.next_scale);
-    read_now(call.stats_out);
-    read_now(call.m);
-
-    // Load: vectors arrive while the weights do, the residual while the first input is under way.
-    char* const ring = shared_memory() + Smem::ring(block.split_k, call.residual);
-    const typename Smem::Epilogue epilogue(call, block.column_block, shared_memory() + Smem::kVectors,
-                                           shared_memory() + Smem::kResidual);
-    epilogue.template load_vectors<Tile::kThreads>(threadIdx.x);
-    SkinnyGemm<Tile> gemm(block.source(call, input), call.config.num_stages,
-                          reinterpret_cast<Barrier*>(shared_memory()), ring);
-    epilogue.template load_residual<Tile::kThreads>(threadIdx.x, block.first_own_row(), block.own_rows());
-    cp_async_commit();
-    OwnRows<Tile> own(call, block);
-
-    // Main loop.
-    Sums<Tile> sums = {};
-    gemm.next(sums);
-
-    // Split-K reduction.
-    const Product<Tile> product{reinterpret_cast<float*>(ring)};
-    const SplitK<Tile> split(block, call.workspace);
-    if (block.split_k > 1) split.store(sums);
-    cp_async_wait<0>();
-    if (block.split_k > 1) {
-        split.reduce(product);
-    } else {
-        Product<Tile>::each(sums, [&](uint32_t row_tile, uint32_t piece, const float4& value) {
-            product.store(row_tile, piece, value);
         });
+        if constexpr (Tile::kSplitK == 1) return;
+        __syncthreads();
+        if (threadIdx.x < block_.own_rows) {
+            const float2* const parts = parts_ + threadIdx.x * Tile::kSplitK;
+            float whole = 0, deviations = 0;
+#pragma unroll
+            for (int s = 0; s < Tile::kSplitK; ++s) {
+                whole += parts[s].x * static_cast<float>(columns_of(s));
+            }
+            whole /= static_cast<float>(epilogue_.outputs);
+#pragma unroll
+            for (int s = 0; s < Tile::kSplitK; ++s) {
+                const float apart = parts[s].x - whole;
+                deviations += parts[s].y + apart * apart * static_cast<float>(columns_of(s));
+            }
+            to[threadIdx.x * block_.column_blocks] = {whole, deviations};
+        }
+        __syncwarp();
     }
-    __syncthreads();
 
-    own.finish(epilogue, product.memory);
+    const LinearSkinny& call_;
+    const BlockCoord<Tile>& block_;
+    const typename Tile::Epilogue epilogue_;
+    float2 *const statistics_, *const parts_;
+    float4* const sums_;
+    float values_[Tile::kGroups * Tile::kOwn][4] = {};
+};
+
+template <typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 2)
+    linear_skinny_kernel(const LinearSkinny call, const __grid_constant__ TensorMap map) {
+    if constexpr (kHasWgmma || !Tile::kWgmma) {
+        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const BlockCoord<Tile> block(call);
+        char* const memory = shared_memory();
+        Rings* const rings = reinterpret_cast<Rings*>(memory);
+        char* const input = memory + Tile::kRing;
+        const Weights<Tile> weights{
+            .source = static_cast<const char*>(call.weight) +
+                      (static_cast<size_t>(block.column_block) * block.all_stages + block.begin) * Tile::kWeightBytes,
+            .rings = rings,
+            .ring = input + call.config.input_stages * Tile::kInputBytes,
+            .stages = block.stages,
+            .depth = call.config.num_stages,
+        };
+        OwnRows<Tile> own(call, block, memory);
+        if (threadIdx.x == Tile::kWeightsWarp * 32) {
+            rings->make(call.config.num_stages, call.config.input_stages, Tile::kMultiplyingWarps);
+            weights.begin();
+            prefetch_tensor_map(&map);
+        }
+        if (warp >= Tile::kFetchWarp) own.fetch_vectors();
+        __syncthreads();
+
+        // Load and main loop.
+        if (warp == Tile::kWeightsWarp) {
+            if (lane == 0) weights.keep_full();
+        } else if (warp == Tile::kInputWarp) {
+            if (lane == 0) {
+                load_input<Tile>(map, rings, input, call.config.input_stages, block.stages, blockIdx.z * Tile::kM,
+                                 block.begin * Tile::kK);
+            }
+        } else if (warp >= Tile::kFetchWarp) {
+            pdl_wait();
+            own.fetch_rows();
+        } else {
+            pdl_wait();
+            LinearSums<Tile> sums = {};
+            multiply<Tile>(sums, rings, input, weights.ring, call.config.input_stages, call.config.num_stages,
+                           block.stages);
+            // The sums go where the rings were: no warp may still read them.
+            if (lane == 0) mbarrier_arrive(&rings->multiplied);
+            mbarrier_wait(&rings->multiplied, 0);
+            own.store_sums(sums);
+        }
+        __syncwarp();
+
+        // Split-K reduction.
+        if constexpr (Tile::kSplitK > 1) {
+            cluster_arrive();
+            cluster_wait();
+        } else {
+            __syncthreads();
+        }
+        own.reduce_split_k();
+        // Others may still be reading this block's memory.
+        if constexpr (Tile::kSplitK > 1) cluster_arrive_relaxed();
+        own.finish();
+        if constexpr (Tile::kSplitK > 1) cluster_wait();
+    }
 }
 
 template <typename Tile>
 void launch_tile(const LinearSkinny& call, cudaStream_t stream) {
-    const GemmConfig& config = call.config;
-    // A ring of one would wait for what it loads afterwards.
-    const uint32_t stages = (call.k - 1) / Tile::kK + 1;
-    if (config.num_stages < 2 || config.num_stages > Tile::kMaxStages || config.split_k == 0 ||
-        config.split_k > stages) {
-        throw std::invalid_argument(
-            "linear_skinny takes rings of 2 to 16 stages and slices of K of at least a stage, not " +
-            std::to_string(config.num_stages) + " stages and " + std::to_string(config.split_k) +
-            " slices of k = " + std::to_string(call.k));
-    }
-    const uint32_t row_blocks = (call.m - 1) / Tile::kM + 1, column_blocks = (call.n - 1) / Tile::kN + 1;
-    launch("linear_skinny", linear_skinny_kernel<Tile>, Grid(dim3(config.split_k, column_blocks, row_blocks)),
-           Tile::kThreads, SmemLayout<Tile>::bytes(config.num_stages, config.split_k, call.residual != nullptr), stream,
-           call, tensor_map(call.input, call.m, call.k, Tile::kM));
+    const dim3 blocks(Tile::kSplitK, (call.n - 1) / Tile::kN + 1, (call.m - 1) / Tile::kM + 1);
+    launch("linear_skinny", linear_skinny_kernel<Tile>, Grid(blocks, Tile::kSplitK), Tile::kThreads,
+           Tile::bytes(call.config.num_stages, call.config.input_stages), stream, call,
+           tensor_map(call.input, call.m, call.k, Tile::kM, Tile::kK));
 }
 
-using Tiles = TileList<SkinnyTile<64, 128, 64, 1, 8>, SkinnyTile<64, 256, 32, 1, 8>, SkinnyTile<64, 64, 64, 1, 4>,
-                       SkinnyTile<64, 128, 64, 1, 4>, SkinnyTile<64, 64, 64, 2, 4>, SkinnyTile<64, 128, 64, 2, 4>,
-                       SkinnyTile<128, 128, 32, 2, 4>, SkinnyTile<128, 128, 32, 4, 4>>;
+// By wgmma: four warps for each 64 rows.
+template <int kM, int kN, int kSplitK>
+using WgmmaTile = LinearTile<kM, kN, kM / 16, 1, kSplitK>;
+
+using Tiles = TileList<WgmmaTile<64, 64, 1>, WgmmaTile<64, 64, 2>, WgmmaTile<64, 64, 4>,  //
+                       WgmmaTile<64, 80, 1>, WgmmaTile<64, 80, 2>, WgmmaTile<64, 80, 4>,  //
+                       WgmmaTile<64, 96, 1>, WgmmaTile<64, 96, 2>, WgmmaTile<64, 96, 4>,  //
+                       WgmmaTile<64, 128, 1>, WgmmaTile<64, 128, 2>, WgmmaTile<64, 128, 4>, WgmmaTile<64, 128, 8>,
+                       WgmmaTile<64, 144, 1>, WgmmaTile<64, 144, 2>, WgmmaTile<64, 144, 4>, WgmmaTile<64, 144, 8>,
+                       WgmmaTile<64, 160, 1>, WgmmaTile<64, 160, 2>, WgmmaTile<64, 160, 4>, WgmmaTile<64, 160, 8>,
+                       WgmmaTile<128, 64, 1>, WgmmaTile<128, 64, 2>, WgmmaTile<128, 64, 4>,  //
+                       LinearTile<64, 64, 2, 2, 1>, LinearTile<64, 64, 2, 2, 2>, LinearTile<64, 64, 2, 2, 4>,
+                       LinearTile<64, 64, 2, 4, 1>, LinearTile<64, 64, 2, 4, 2>, LinearTile<64, 64, 2, 4, 4>,
+                       LinearTile<64, 96, 2, 2, 1>, LinearTile<64, 96, 2, 2, 2>, LinearTile<64, 96, 2, 2, 4>,
+                       LinearTile<64, 128, 2, 4, 1>, LinearTile<64, 128, 2, 4, 2>, LinearTile<64, 128, 2, 4, 4>,
+                       LinearTile<64, 128, 2, 4, 8>, LinearTile<64, 128, 2, 2, 1>, LinearTile<64, 128, 2, 2, 2>,
+                       LinearTile<64, 128, 2, 2, 4>, LinearTile<64, 128, 2, 2, 8>,  //
+                       LinearTile<128, 64, 4, 2, 1>, LinearTile<128, 64, 4, 2, 2>, LinearTile<128, 64, 4, 2, 4>>;
+
+template <typename Tile>
+void validate(const LinearSkinny& call) {
+    const GemmConfig& config = call.config;
+    if (Tile::kWgmma && !on_hopper()) {
+        throw std::invalid_argument("linear_skinny's tiles for wgmma run on Hopper only");
+    }
+    if (call.n % 8 != 0 || call.k % 8 != 0) {
+        throw std::invalid_argument("linear_skinny takes n and k that are multiples of 8, not " +
+                                    std::to_string(call.n) + " and " + std::to_string(call.k));
+    }
+    const auto within = [](uint32_t stages, uint32_t most) { return stages >= 2 && stages <= most; };
+    if (!within(config.num_stages, kMaxStages) || !within(config.input_stages, kMaxInputStages) ||
+        config.split_k > (call.k - 1) / config.tile_k + 1) {
+        throw std::invalid_argument(
+            "linear_skinny takes rings of 2 to 16 stages, of input 2 to 8, and slices of K of at least a stage, "
+            "not " +
+            std::to_string(config.num_stages) + ", " + std::to_string(config.input_stages) + " and " +
+            std::to_string(config.split_k) + " slices of k = " + std::to_string(call.k));
+    }
+}
 
 }  // namespace
 
 void linear_skinny(const LinearSkinny& call, cudaStream_t stream) {
-    const bool found = Tiles::visit(call.config, [&](auto tile) { launch_tile<decltype(tile)>(call, stream); });
-    if (!found) throw std::invalid_argument("linear_skinny has no code for " + described(call.config));
+    const bool found = Tiles::visit(call.config, [&](auto tile) {
+        validate<decltype(tile)>(call);
+        launch_tile<decltype(tile)>(call, stream);
+    });
+    if (!found) {
+        throw std::invalid_argument("linear_skinny has no code for " + described(call.config));
+    }
 }
 
 void describe_linear_skinny(Description& description) {
     Tiles::each([&](auto tile) {
         using Tile = decltype(tile);
-        for (uint32_t split_k = 1; split_k <= kMaxSplitK; ++split_k) {
-            description.tiles.push_back({.kernel = "linear_skinny",
-                                         .config = config_of<Tile>(split_k, Tile::kInputStages),
-                                         .max_stages = Tile::kMaxStages,
-                                         .max_input_stages = Tile::kInputStages,
-                                         .ring_offset = static_cast<uint32_t>(SmemLayout<Tile>::ring(split_k, true)),
-                                         .product_bytes = SmemLayout<Tile>::kProductBytes});
-        }
+        description.tiles.push_back({.kernel = "linear_skinny",
+                                     .config = config_of<Tile>(Tile::kSplitK, 2),
+                                     .wgmma = Tile::kWgmma,
+                                     .max_stages = kMaxStages,
+                                     .max_input_stages = kMaxInputStages,
+                                     .ring_offset = Tile::kRing,
+                                     .product_bytes = Tile::kProductBytes});
     });
 }
 

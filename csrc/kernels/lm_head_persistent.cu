@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 void lm_head_persistent(const LmHeadPersistent& call, cudaStream_t stream) {
-    if (!has_clusters()) throw std::invalid_argument("lm_head_persistent runs on Hopper only");
+    if (!on_hopper()) throw std::invalid_argument("lm_head_persistent runs on Hopper only");
     if (call.vocab_size % kVocabMultiple != 0 || call.k % kTileK != 0 || call.k < kMinK) {
         throw std::invalid_argument(
             "lm_head_persistent takes vocabularies that are multiples of 4 and k that are multiples of 64, from 256 "

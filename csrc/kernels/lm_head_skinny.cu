@@ -271,6 +271,7 @@ void describe_lm_head_skinny(Description& description) {
         using Tile = decltype(tile);
         description.tiles.push_back({.kernel = "lm_head_skinny",
                                      .config = config_of<Tile>(1, Tile::kInputStages),
+                                     .wgmma = false,
                                      .max_stages = Tile::kMaxStages,
                                      .max_input_stages = Tile::kInputStages,
                                      .ring_offset = SmemLayout<Tile>::kRing,

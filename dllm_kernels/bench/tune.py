@@ -72,15 +72,15 @@ def busy_configs(
     """The configs without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; or, by
     wgmma, those of at most a sixteenth of padding that give every other SM a block, with rings as deep as two and as
     three blocks of an SM allow, and one less."""
-    least = 0.45 if wgmma else 0.7
-    limits = (shared_bytes, shared_bytes * 2 // 3) if wgmma else (shared_bytes,)
+    least = 0.45
+    limits = (shared_bytes, shared_bytes * 2 // 3) if wgmma else (shared_bytes, 50_176)
     found = [config for limit in limits for config in candidates(m, n, k, limit, wgmma)]
     for config in found:
         count = blocks(config, m, n) * config.split_k
         padding = -n % config.tile_n
-        fits = k % config.tile_k == 0 and padding <= (n // 16 if wgmma else 0)
+        fits = k % config.tile_k == 0 and padding <= n // 16
         if fits and least * multiprocessors <= count <= 3.1 * multiprocessors:
-            fewer = {max(2, config.num_stages - 1)} | (set() if wgmma else {max(2, config.num_stages // 2)})
+            fewer = {max(2, config.num_stages - 1)}
             for stages in sorted({config.num_stages} | fewer):
                 yield replace(config, num_stages=stages)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.ops.attention.op import attention
-from dllm_kernels.ops.linear.config import MAX_WGMMA_N, GemmConfig
+from dllm_kernels.ops.linear.config import MAX_TILE_N, GemmConfig
 from dllm_kernels.ops.linear.op import linear
 from dllm_kernels.ops.linear.packing import PackedWeight, whole_shape
 from dllm_kernels.ops.linear.params import Activations, LinearParams
@@ -79,7 +79,7 @@ class LayerChain:
         self._gemms = {
             name: _Gemm(
                 # With room for what pads the last block.
-                [random_bf16(outputs + MAX_WGMMA_N, width, device) for _ in range(self._count)],
+                [random_bf16(outputs + MAX_TILE_N, width, device) for _ in range(self._count)],
                 torch.zeros(outputs, device=device),
                 torch.zeros(outputs, device=device),
             )

@@ -17,6 +17,7 @@ class Tile:
         tile_k: columns of K in a stage.
         num_warps_m, num_warps_n: warps of a block along the rows and along the outputs.
         split_k: slices of K.
+        wgmma: whether it multiplies by wgmma, on Hopper only.
         num_stages, input_stages: the least depth of the rings of weights and of input.
         max_stages, max_input_stages: the largest.
         ring_offset: bytes of shared memory before the rings, with a residual.
@@ -31,6 +32,7 @@ class Tile:
     split_k: int
     num_stages: int
     input_stages: int
+    wgmma: bool
     max_stages: int
     max_input_stages: int
     ring_offset: int

@@ -9,7 +9,6 @@ int main() {
     dllm::describe_denoise_update(found);
     dllm::describe_linear_persistent(found);
     dllm::describe_linear_skinny(found);
-    dllm::describe_linear_skinny_wgmma(found);
     dllm::describe_lm_head_persistent(found);
     dllm::describe_lm_head_skinny(found);
 
@@ -18,6 +17,7 @@ int main() {
     for (auto& tile : found.tiles) {
         std::printf("%s\n {\"kernel\": \"%s\"", separator, tile.kernel);
         tile.config.each_field([](const char* name, uint32_t value) { std::printf(", \"%s\": %u", name, value); });
+        std::printf(", \"wgmma\": %s", tile.wgmma ? "true" : "false");
         std::printf(", \"max_stages\": %u, \"max_input_stages\": %u, \"ring_offset\": %u, \"product_bytes\": %u}",
                     tile.max_stages, tile.max_input_stages, tile.ring_offset, tile.product_bytes);
         separator = ",";

@@ -14,6 +14,7 @@ namespace dllm {
 struct DescribedTile {
     const char* kernel;
     GemmConfig config;
+    bool wgmma;  // whether it multiplies by wgmma, on Hopper only
     uint32_t max_stages, max_input_stages, ring_offset, product_bytes;
 };
 
@@ -31,7 +32,6 @@ void describe_attention(Description& description);
 void describe_denoise_update(Description& description);
 void describe_linear_persistent(Description& description);
 void describe_linear_skinny(Description& description);
-void describe_linear_skinny_wgmma(Description& description);
 void describe_lm_head_persistent(Description& description);
 void describe_lm_head_skinny(Description& description);
 

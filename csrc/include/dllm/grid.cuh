@@ -23,14 +23,15 @@ __device__ __forceinline__ void pdl_trigger() { asm volatile("griddepcontrol.lau
 // may be read before, and nothing that they read may be written.
 __device__ __forceinline__ void pdl_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// Blocks that are neighbours along x may be launched as a cluster: they run at the same time and read each other's
-// shared memory (CUDA C++ Programming Guide, "Thread Block Clusters").
+// Whether this is code for Hopper alone.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-constexpr bool kHasClusters = true;
+constexpr bool kHopper = true;
 #else
-constexpr bool kHasClusters = false;
+constexpr bool kHopper = false;
 #endif
 
+// Blocks that are neighbours along x may be launched as a cluster: they run at the same time and read each other's
+// shared memory (CUDA C++ Programming Guide, "Thread Block Clusters").
 // All threads of a cluster arrive, then wait for all to have arrived: what they wrote to shared memory before is then
 // visible. Of global memory it says nothing: the fence that would is slow.
 __device__ __forceinline__ void cluster_arrive() {

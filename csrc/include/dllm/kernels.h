@@ -105,8 +105,6 @@ void attention(const Attention& call, cudaStream_t stream);
     X(GemmConfig, config)
 DLLM_CALL(LinearSkinny, DLLM_LINEAR_SKINNY)
 void linear_skinny(const LinearSkinny& call, cudaStream_t stream);
-// The same on Hopper, by wgmma and clusters; n is a multiple of 8 and k of tile_k.
-void linear_skinny_wgmma(const LinearSkinny& call, cudaStream_t stream);
 
 // y = act((x W^T) gate + bias) + residual for many rows, on Hopper (ops/linear/persistent.py). All is bfloat16 but
 // gate.

@@ -20,6 +20,9 @@ inline void check(cudaError_t error, const char* kernel) {
 // Whether a kernel may start before the one ahead of it in the stream is complete (programmatic dependent launch).
 inline bool overlapping = true;
 
+// Percent of an SM's L1 cache and shared memory that kernels prefer as shared memory; the driver chooses where it is -1.
+inline int carveout = cudaSharedmemCarveoutDefault;
+
 // Blocks of a launch, `cluster` neighbours along x of which are a cluster (grid.cuh).
 struct Grid {
     Grid(dim3 blocks, uint32_t cluster = 1) : blocks(blocks), cluster(cluster) {}
@@ -35,8 +38,8 @@ inline int device_attribute(cudaDeviceAttr attribute) {
     return value;
 }
 
-// Whether kernels are compiled for clusters, kHasClusters, on the current device.
-inline bool has_clusters() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
+// Whether the current device runs code for Hopper alone, kHopper.
+inline bool on_hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 
 // Queues `kernel` on `stream`; what it failed with reaches Python as a RuntimeError. Every kernel calls
 // pdl_wait(), also one that reads nothing of theirs: whoever waits for it relies on it.
@@ -45,6 +48,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t
             cudaStream_t stream, Arguments... arguments) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
           name);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, carveout), name);
     cudaLaunchAttribute attributes[2]{};
     uint32_t count = 0;
     if (overlapping) {

@@ -21,10 +21,10 @@ TABLE = Path(__file__).with_name("table.json")
 MAX_M, MAX_WIDTH, MAX_VALUES = 64, 2048, 2**25
 """The most rows of a call, lesser dimension of a weight and values of it for which the skinny kernel is taken where no layer
 was timed (docs/kernels.md)."""
-SKINNY, WGMMA = "linear_skinny", "linear_skinny_wgmma"
-"""The portable kernel, and Hopper's."""
+SKINNY = "linear_skinny"
+"""The kernel."""
 INPUT_STAGES = (4, 3, 2, 6, 8)
-"""Rings of input that are tried with the kernel for Hopper, the usual one first."""
+"""Rings of input that are tried, the usual one first."""
 TileShape = tuple[int, int, int, int, int]
 """tile_m, tile_n, tile_k, num_warps_m, num_warps_n."""
 
@@ -58,8 +58,13 @@ class GemmConfig:
 
     @property
     def wgmma(self) -> bool:
-        """Whether it is a config of linear_skinny_wgmma, which is for Hopper and for K that fills stages."""
-        return self.tile in _KERNELS[WGMMA]
+        """Whether it multiplies by wgmma, on Hopper only."""
+        return self.tile in WGMMA_TILES
+
+    @property
+    def skinny(self) -> bool:
+        """Whether it is a config of linear_skinny; otherwise it is the lm_head's."""
+        return self.tile in _KERNELS[SKINNY]
 
     @property
     def stage_bytes(self) -> int:
@@ -73,7 +78,7 @@ class GemmConfig:
 
     def shared_bytes(self, kernel: str | None = None) -> int:
         """Shared memory of a block, with a residual; of the skinny linear, or of another kernel that has the tile."""
-        tile = _KERNELS[kernel or (WGMMA if self.wgmma else SKINNY)][self.tile][self.split_k]
+        tile = _KERNELS[kernel or SKINNY][self.tile][self.split_k]
         return tile.ring_offset + max(self.num_stages * self.stage_bytes + self.input_bytes, tile.product_bytes)
 
 
@@ -84,11 +89,14 @@ def _by_shape(kernel: str) -> dict:
     return found
 
 
-_KERNELS = {kernel: _by_shape(kernel) for kernel in (SKINNY, WGMMA, "lm_head_skinny")}
+_KERNELS = {kernel: _by_shape(kernel) for kernel in (SKINNY, "lm_head_skinny")}
 """What they have code for, by tile and slices of K."""
-SKINNY_TILES: tuple[TileShape, ...] = tuple(_KERNELS[SKINNY])
-WGMMA_TILES: tuple[TileShape, ...] = tuple(_KERNELS[WGMMA])
-MAX_WGMMA_N = max(tile[1] for tile in WGMMA_TILES)
+SKINNY_TILES, WGMMA_TILES = (
+    tuple(shape for shape, slices in _KERNELS[SKINNY].items() if any(tile.wgmma for tile in slices.values()) == wgmma)
+    for wgmma in (False, True)
+)
+"""What linear_skinny has code for by mma.sync, on every card, and by wgmma."""
+MAX_TILE_N = max(tile[1] for tile in SKINNY_TILES + WGMMA_TILES)
 
 
 def blocks(config: GemmConfig, m: int, n: int) -> int:
@@ -104,20 +112,19 @@ def block_bytes(of_multiprocessor: int) -> int:
 
 def candidates(m: int, n: int, k: int, shared_bytes: int = SHARED_BYTES, wgmma: bool = False) -> Iterator[GemmConfig]:
     """Every config that fits the shape, each with as deep a ring as `shared_bytes` of a block allow and a slice needs; those
-    for wgmma where the card has it and the shape fills their stages and one block."""
-    filled = [tile for tile in WGMMA_TILES if n >= tile[1] and k % tile[2] == 0]
-    wgmma = bool(wgmma and filled)
-    for tile, slices in _KERNELS[WGMMA if wgmma else SKINNY].items():
+    for wgmma where the card has it."""
+    for tile in WGMMA_TILES if wgmma else SKINNY_TILES:
+        slices = _KERNELS[SKINNY][tile]
         tile_m, tile_n, tile_k, *_ = tile
-        if (wgmma and tile not in filled) or tile_m > 64 >= m or n < tile_n > 64:
+        if tile_m > 64 >= m or n < tile_n > 64:
             continue
         stages_of_k = -(-k // tile_k)
         for split_k in slices:
             if split_k > stages_of_k:
                 continue
             needed = max(2, min(slices[split_k].max_stages, -(-stages_of_k // split_k)))
-            for input_stages in INPUT_STAGES if wgmma else INPUT_STAGES[:1]:
-                if wgmma and input_stages > needed:
+            for input_stages in INPUT_STAGES:
+                if input_stages > needed:
                     continue
                 rings = (GemmConfig(*tile, split_k, stages, input_stages) for stages in range(needed, 1, -1))
                 config = next((config for config in rings if config.shared_bytes() <= shared_bytes), None)
@@ -132,14 +139,14 @@ def derived(multiprocessors: int, m: int, n: int, k: int, shared_bytes: int = SH
     def cost(config: GemmConfig) -> float:
         depth = -(-k // config.tile_k) / config.split_k * config.tile_k
         # Clusters of four and eight find room on 120 of an H200's 132 SMs (cudaOccupancyMaxActiveClusters).
-        processors = multiprocessors * 10 // 11 if config.wgmma and config.split_k > 2 else multiprocessors
+        processors = multiprocessors * 10 // 11 if config.split_k > 2 else multiprocessors
         waves = -(-blocks(config, m, n) * config.split_k // processors)
         moved = 2 * depth * (config.tile_n + config.tile_m)
         exchanged = 8 * config.tile_m * config.tile_n if config.split_k > 1 else 0
         return waves * (moved + exchanged)
 
     # Blocks of 128 rows are taken where they were timed.
-    found = (c for c in candidates(m, n, k, shared_bytes, wgmma) if not c.wgmma or c.tile_m == 64)
+    found = (c for c in candidates(m, n, k, shared_bytes, wgmma) if c.tile_m == 64)
     return min(found, key=cost)
 
 

@@ -18,7 +18,6 @@ from dllm_kernels.ops.linear.config import (
     MAX_VALUES,
     MAX_WIDTH,
     SKINNY,
-    WGMMA,
     GemmConfig,
     block_bytes,
     blocks,
@@ -31,7 +30,7 @@ from dllm_kernels.utils.device import multiprocessors, shared_memory
 
 @dataclass(frozen=True)
 class LinearSkinny:
-    """A call of linear_skinny or linear_skinny_wgmma; the names are those of csrc/include/dllm/kernels.h.
+    """A call of linear_skinny; the names are those of csrc/include/dllm/kernels.h.
 
     Attributes:
         input: [B, T, K] bfloat16, contiguous.
@@ -134,10 +133,7 @@ def select_config(
 
 def workspace_elements(packed: PackedWeight, m: int) -> int:
     """float32 values that a call of `m` rows needs as workspace."""
-    config = packed.config
-    if config.split_k == 1 or config.wgmma:
-        return 0
-    return blocks(config, m, packed.n) * config.tile_m * config.tile_n * config.split_k
+    return 0
 
 
 def empty_workspace(elements: int, device: torch.device) -> Tensor:
@@ -160,7 +156,7 @@ def _cuda(call: LinearSkinny) -> tuple[Tensor, Tensor, Tensor]:
 
 def run(call: LinearSkinny) -> None:
     """Queues the CUDA kernel for a call with outputs; nothing is checked."""
-    launch(WGMMA if call.config.wgmma else SKINNY, call, call.input.device)
+    launch(SKINNY, call, call.input.device)
 
 
 @implementation("linear_skinny", "torch", limits="for tests: no plan packs weights here")

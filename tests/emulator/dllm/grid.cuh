@@ -10,7 +10,7 @@ namespace dllm {
 
 constexpr uint32_t kLamportEmpty = 0xFFFFFFFFu;
 
-constexpr bool kHasClusters = DLLM_HOPPER;
+constexpr bool kHopper = DLLM_HOPPER;
 
 namespace emulate {
 

@@ -20,7 +20,7 @@ struct Grid {
     uint32_t cluster;
 };
 
-inline bool has_clusters() { return kHasClusters; }
+inline bool on_hopper() { return kHopper; }
 
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t threads, uint32_t shared_bytes,
@@ -32,7 +32,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t
         .cluster = grid.cluster,
         .threads = threads,
         .shared_bytes = shared_bytes,
-        .shared_limit = kHasClusters ? 227 * 1024 : 99 * 1024,  // what a block may have on sm_90, on sm_120
+        .shared_limit = kHopper ? 227 * 1024 : 99 * 1024,  // what a block may have on sm_90, on sm_120
         .call =
             [](const void* call) {
                 std::apply(std::get<0>(*static_cast<const Call*>(call)), std::get<1>(*static_cast<const Call*>(call)));

@@ -1,10 +1,13 @@
 """The CUDA kernel of linear on a CPU (tests/emulator), against float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels.ops.linear.config import SHARED_BYTES, SKINNY_TILES, GemmConfig, TileShape
+from dllm_kernels.ops.kernels import TILES
+from dllm_kernels.ops.linear.config import SHARED_BYTES, SKINNY_TILES, WGMMA_TILES, GemmConfig, TileShape
 from dllm_kernels.ops.linear.packing import pack
 from dllm_kernels.ops.linear.reference import reference, row_statistics
 from dllm_kernels.ops.linear.skinny import LinearSkinny, empty_workspace, workspace_elements
@@ -13,10 +16,9 @@ from tests.numerics import assert_contract, poisoned
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="no g++: the CUDA kernels were not run")
 
-KERNEL, WARPGROUP = "csrc/kernels/linear_skinny.cu", "csrc/kernels/linear_skinny_wgmma.cu"
+KERNEL = "csrc/kernels/linear_skinny.cu"
 SEEDS = range(8)  # every pair of copies' and launches' extremes; tests/emulator/machine.cpp, make_policy
 ROWS = (1, 8, 13, 63, 64, 65, 130)
-SLICES = (1, 2, 3, 5, 8)
 EPILOGUES = (
     {},
     dict(chunk=40, gelu=True, stats_out=True),
@@ -30,13 +32,22 @@ EPILOGUES = (
 
 @pytest.fixture(scope="module", params=emulate.CARDS)
 def emulator(request) -> emulate.Emulator:
-    return emulate.build(KERNEL, WARPGROUP, flags=emulate.CARDS[request.param])
+    return emulate.build(KERNEL, flags=emulate.CARDS[request.param])
 
 
-def config_of(tile: TileShape, split_k: int, stages: int = 3) -> GemmConfig:
-    """The closest to what is asked for that shared memory allows."""
-    fits = [s for s in range(split_k, 9) if GemmConfig(*tile, s, stages).shared_bytes() <= SHARED_BYTES]
-    return GemmConfig(*tile, fits[0], stages)
+@pytest.fixture(scope="module")
+def hopper() -> emulate.Emulator:
+    return emulate.build(KERNEL, flags=emulate.CARDS["hopper"])
+
+
+def config_of(tile_n: int, split_k: int = 1, stages: int = 3, input_stages: int = 2, tile_m: int = 64) -> GemmConfig:
+    """By mma.sync."""
+    return GemmConfig(tile_m, tile_n, 64, tile_m // 32, 2, split_k, stages, input_stages)
+
+
+def wgmma_config_of(config: GemmConfig) -> GemmConfig:
+    """The same by wgmma."""
+    return replace(config, num_warps_m=config.tile_m // 16, num_warps_n=1)
 
 
 def problem(
@@ -98,7 +109,7 @@ def call_of(p: dict, workspace: Tensor) -> emulate.Call:
     weight = pack(p["weight"].clone(), config).data
     around = {name: p[name] for name in names} | {"stats": p["statistics"]}
     call = LinearSkinny(p["x"], weight, p["bias"], workspace, p["y"].shape[1], config, **around, **outputs)
-    return emulate.Call("linear_skinny_wgmma" if config.wgmma else "linear_skinny", call)
+    return emulate.Call("linear_skinny", call)
 
 
 def workspace_for(problems: list[dict]) -> Tensor:
@@ -134,86 +145,120 @@ def check(p: dict) -> None:
         torch.testing.assert_close(p["stats_out"], exact, rtol=1e-5, atol=1e-5)
 
 
-def problems_of(tile: tuple[int, int, int, int, int]) -> list[dict]:
-    """Every number of rows, slice counts and epilogues in turn; outputs and width that fill neither tiles nor stages."""
-    shift, problems = SKINNY_TILES.index(tile), []
+def problems_of(tile: TileShape) -> list[dict]:
+    """Every number of rows, slice counts, rings, epilogues and padding in turn; of blocks of 128 rows every slice count with a
+    full one and one that is not."""
+    slices = [found.split_k for found in TILES["linear_skinny"] if found.shape == tile]
+    n, problems = tile[1], []
+    shift = n // 32 + tile[4]
     for i, rows in enumerate(ROWS):
-        config = config_of(tile, SLICES[(i + shift) % len(SLICES)], stages=2 + i % 2)
-        outputs = (config.tile_n - 24, 2 * config.tile_n - 8, 8)[(i + shift) % 3]
-        width = config.tile_k * (config.split_k + (i + shift) % 4) - (24, 0, 8)[i % 3]
+        config = GemmConfig(*tile, slices[(i + shift) % len(slices)], 2 + i % 2, 2 + i // 2 % 2)
+        if config.shared_bytes() > SHARED_BYTES:
+            config = replace(config, num_stages=2, input_stages=2)
+        outputs = (n, 2 * n + 8, n + 40, 2 * n, 8)[i % 5]
+        width = (config.split_k + (0, 5, 2)[(i + shift) % 3]) * config.tile_k - (0, 24, 8)[(i + tile[4]) % 3]
         problems.append(problem(config, rows, outputs, width, **EPILOGUES[(i + 2 * shift) % len(EPILOGUES)]))
+    if config.tile_m == 128:
+        after = dict(chunk=40, residual=7, next_scale=True, stats_out=True)
+        problems += [problem(GemmConfig(*tile, s, 2, 2), 128 + 69, n + 8, (s + 1) * 64, **after) for s in slices]
     return problems
 
 
-@pytest.mark.parametrize("tile", SKINNY_TILES, ids=str)
-def test_values(emulator, tile):
+def check_values(emulator: emulate.Emulator, tile: TileShape, seed: int) -> None:
     problems = problems_of(tile)
-    run(emulator, *problems, seed=SKINNY_TILES.index(tile))
+    run(emulator, *problems, seed=seed)
     for p in problems:
         check(p)
 
 
-def three_in_a_row(third: tuple[int, int, int, int, int]) -> list[dict]:
-    """Calls each of which reads what those before it write, in several blocks and stages."""
-    a = problem(config_of((64, 64, 64, 1, 4), 2), 13, 200, 392, chunk=40, gelu=True, next_scale=True, stats_out=True)
-    b = problem(
-        config_of((128, 128, 32, 2, 4), 3, 2), 13, 136, 200, a, chunk=1, scaled=True, gate=True, residual=5, stats_out=True
-    )
-    c = problem(config_of(third, 1), 13, 200, 136, b, chunk=1, next_scale=True, stats_out=True)
-    return [a, b, c | dict(residual=a["y"])]
+@pytest.mark.parametrize("tile", SKINNY_TILES, ids=str)
+def test_values(emulator, tile):
+    check_values(emulator, tile, SKINNY_TILES.index(tile))
+
+
+@pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)
+def test_values_by_wgmma(hopper, tile):
+    check_values(hopper, tile, WGMMA_TILES.index(tile))
+
+
+def three_in_a_row() -> list[dict]:
+    """Calls the last of which reads what the first writes, in several blocks and stages, the second's rings deeper than its
+    slices."""
+    a = problem(config_of(64, 2), 75, 128, 384, chunk=40, gelu=True, residual=5, next_scale=True, stats_out=True)
+    b = problem(config_of(64, 4, 2, 3), 75, 64, 256, chunk=24, gate=True, stats_out=True)
+    c = problem(config_of(64, 2, 3), 75, 64, 128, a, chunk=1, scaled=True, gate=True, residual=75, stats_out=True)
+    return [a, b, c]
 
 
 def written(problems: list[dict]) -> list[Tensor]:
     return [p[name] for p in problems for name in ("y", "scaled", "stats_out") if p[name] is not None]
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_calls_in_a_row_are_what_they_are_alone(emulator, count):
+def test_calls_in_a_row_are_what_they_are_alone(emulator):
     """Though each may start before the last is done; the last writes what the first reads."""
-    alone = three_in_a_row((64, 128, 64, 1, 8))[:count]
+    alone = three_in_a_row()
     for p in alone:
         run(emulator, p)
         check(p)
     for seed in SEEDS:
-        problems = three_in_a_row((64, 128, 64, 1, 8))[:count]
+        problems = three_in_a_row()
         problems[-1]["y"] = problems[0]["x"].view(-1)[: problems[-1]["y"].numel()].view_as(problems[-1]["y"])
         run(emulator, *problems, seed=seed)
         for ours, theirs in zip(written(problems), written(alone), strict=True):
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("bits", [0x7FC0, 0xFFC0, 0xFFFF])
-def test_a_row_of_nan_stays_a_row_of_nan(emulator, bits):
-    """Also for the NaN whose bits mean that nothing was handed over yet."""
-    p = problem(config_of(SKINNY_TILES[4], 3), 13, 40, 256)
-    p["x"].view(torch.int16)[7, 100] = bits if bits < 0x8000 else bits - 0x10000
+def test_a_row_of_nan_stays_a_row_of_nan(emulator):
+    p = problem(config_of(64, 4), 13, 64, 320)
+    p["x"].view(torch.int16)[7, 100] = -1
     run(emulator, p, seed=1)
     rest = torch.arange(13) != 7
     assert p["y"][7].isnan().all()
     assert_contract(p["y"][rest], expected(p, torch.float64)[rest], expected(p, torch.float32).bfloat16()[rest])
 
 
-def test_bits_depend_on_the_slices_only(emulator):
-    """Neither on the ring nor on the rows beside a row."""
-    for tile in (64, 128, 64, 1, 4), (64, 64, 64, 2, 4):
-        alone = problem(config_of(tile, 3, 2), 130, 40, 520)
-        run(emulator, alone)
-        for stages, rows in (3, 130), (2, 13):
-            p = problem(config_of(tile, 3, stages), 130, 40, 520)
-            p["x"], p["y"] = p["x"][:rows].clone(), p["y"][:rows].clone()
-            run(emulator, p)
-            assert torch.equal(p["y"], alone["y"][:rows])
+@pytest.mark.parametrize("wgmma", [False, True])
+def test_bits_depend_on_the_slices_only(hopper, wgmma):
+    """Neither on the rings nor on the rows of a block, nor on the rows beside a row."""
+
+    def of(*cut: int) -> dict:
+        config = wgmma_config_of(config_of(64, 4, *cut)) if wgmma else config_of(64, 4, *cut)
+        if not wgmma and config.tile_m == 128:
+            config = replace(config, num_warps_m=4)
+        return problem(config, 130, 72, 576)
+
+    alone = of(2, 2)
+    run(hopper, alone)
+    for stages, input_stages, rows, of_a_block in (3, 4, 130, 64), (2, 3, 13, 64), (2, 3, 130, 128), (3, 2, 13, 128):
+        p = of(stages, input_stages, of_a_block)
+        p["x"], p["y"] = p["x"][:rows].clone(), p["y"][:rows].clone()
+        run(hopper, p)
+        assert torch.equal(p["y"], alone["y"][:rows])
 
 
 @pytest.mark.parametrize(
-    ("slices", "stages", "message"),
+    ("config", "outputs", "width", "message"),
     [
-        (1, 1, "linear_skinny takes rings of 2 to 16 stages"),
-        (1, 17, "linear_skinny takes rings of 2 to 16 stages"),
-        (11, 2, "slices of K of at least a stage"),
+        (config_of(64, stages=1), 64, 128, "linear_skinny takes rings of 2 to 16 stages, of input 2 to 8"),
+        (config_of(64, stages=17), 64, 128, "linear_skinny takes rings of 2 to 16 stages, of input 2 to 8"),
+        (config_of(64, input_stages=1), 64, 128, "linear_skinny takes rings of 2 to 16 stages, of input 2 to 8"),
+        (config_of(64, input_stages=9), 64, 128, "linear_skinny takes rings of 2 to 16 stages, of input 2 to 8"),
+        (config_of(64, 4), 64, 192, "slices of K of at least a stage"),
+        (config_of(64, 3), 64, 256, "linear_skinny has no code for tiles of .* slices$"),
+        (config_of(64, 8), 64, 512, "linear_skinny has no code for tiles of .* slices$"),
+        (config_of(64), 68, 128, "takes n and k that are multiples of 8"),
+        (wgmma_config_of(config_of(64, 8, tile_m=128)), 64, 512, "linear_skinny has no code for tiles of .* slices$"),
+        (wgmma_config_of(config_of(80, 2, tile_m=128)), 80, 512, "linear_skinny has no code for tiles of 128 x 80"),
+        (replace(config_of(64), tile_n=32), 64, 128, "linear_skinny has no code for tiles of 64 x 32"),
     ],
 )
-def test_cuts_that_are_refused(slices, stages, message):
-    p = problem(GemmConfig(128, 128, 32, 2, 4, slices, stages), 5, 8, 320)
+def test_cuts_that_are_refused(hopper, config, outputs, width, message):
+    p = problem(config, 5, outputs, width)
     with pytest.raises(emulate.EmulationError, match=message):
-        run(emulate.build(KERNEL, WARPGROUP, flags=emulate.CARDS["hopper"]), p)
+        run(hopper, p)
+
+
+def test_a_card_without_warpgroups_refuses_them():
+    p = problem(wgmma_config_of(config_of(64)), 5, 64, 128)
+    with pytest.raises(emulate.EmulationError, match="tiles for wgmma run on Hopper only"):
+        run(emulate.build(KERNEL), p)

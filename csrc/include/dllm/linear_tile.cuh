@@ -1,5 +1,5 @@
-// The product of a skinny tile by warpgroups, on Hopper (linear_skinny_wgmma.cu): the tile, the rings of weights and
-// input, the warps that fill them, and those that multiply.
+// The product of the skinny linear (linear_skinny.cu): the tile, the rings of weights and input, the warps that fill
+// them, and those that multiply.
 #pragma once
 
 #include <cstdint>
@@ -36,19 +36,25 @@ struct Rings {
     }
 };
 
-// kM rows by kN outputs a block, K in kSplitK slices. Four warps for each 64 rows multiply; the last two, from
+// kM rows by kN outputs a block, kK columns of K a stage, K in kSplitK slices. kWarpsM x kWarpsN warps multiply: by wgmma
+// where they are one along the outputs, four for each 64 rows, and by mma.sync otherwise. The last two warps, from
 // kFetchWarp on, fetch what the epilogue needs. Shared memory: mbarriers, the block's part of the epilogue's vectors,
 // (mean, 1 / std) of the own rows, statistics on their way, the own rows of the residual, both rings; later in the
 // rings' place the sums.
-template <int kM_, int kN_, int kSplitK_>
-struct WgmmaTile {
+template <int kM_, int kN_, int kWarpsM_, int kWarpsN_, int kSplitK_>
+struct LinearTile {
     static constexpr int kM = kM_, kN = kN_, kK = 64, kSplitK = kSplitK_, kGroups = kM / 64;
-    static constexpr int kWarpsM = 4 * kGroups, kWarpsN = 1;
-    static constexpr int kMmasN = kN / 8, kPieces = kN / 16;  // of a warp's 16 rows: columns by 8 and by 16
+    static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_;
+    static constexpr bool kWgmma = kWarpsN == 1;
+    // A warp's sums: 16 rows by 8 outputs each.
+    static constexpr int kMmasM = kM / 16 / kWarpsM, kMmasN = kN / 8 / kWarpsN, kPieces = kN / 16;
+    static_assert(kMmasM * 16 * kWarpsM == kM && kMmasN * 8 * kWarpsN == kN && kMmasN % 2 == 0);
+    static_assert(!kWgmma || kMmasM == 1);
     static constexpr uint32_t kWeightBytes = kN * kK * 2, kInputBytes = kM * kK * 2;
-    static constexpr uint32_t kMultiplyingWarps = 4 * kGroups, kWeightsWarp = kMultiplyingWarps;
+    static constexpr uint32_t kMultiplyingWarps = kWarpsM * kWarpsN, kWeightsWarp = kMultiplyingWarps;
     static constexpr uint32_t kInputWarp = kWeightsWarp + 1, kFetchWarp = kInputWarp + 1;
     static constexpr uint32_t kThreads = kFetchWarp * 32 + kFetchThreads;
+    static_assert(kThreads >= kEpilogueWarps * 32);
     // Each slice owns as many rows, by eights, each of which kSplitK warps share.
     static constexpr uint32_t kOwnRows = kM / kSplitK, kOwnEights = kOwnRows / 8;
     static constexpr int kOwn = (kPieces - 1) / kSplitK + 1;  // pieces of a warp in eight rows, at most
@@ -68,7 +74,13 @@ struct WgmmaTile {
     static uint32_t bytes(uint32_t num_stages, uint32_t input_stages) {
         return kRing + num_stages * kWeightBytes + input_stages * kInputBytes;
     }
+    static __device__ __forceinline__ uint32_t warp_m() { return threadIdx.x / 32 / kWarpsN; }
+    static __device__ __forceinline__ uint32_t warp_n() { return threadIdx.x / 32 % kWarpsN; }
 };
+
+// A multiplying warp's sums, each as mma_bf16 has them: input's rows by outputs.
+template <typename Tile>
+using LinearSums = float[Tile::kMmasM][Tile::kMmasN][4];
 
 // The ring of weights. Weights depend on no other kernel, so the first stages are under way before anything is waited
 // for.
@@ -119,25 +131,66 @@ __device__ __forceinline__ void load_input(const TensorMap& map, Rings* rings, c
     }
 }
 
-// By a warpgroup, whose rows of the input begin at `input`, until every slot was used for the last time.
+// A stage's product by each warp for itself.
 template <typename Tile>
-__device__ __forceinline__ void multiply(float (&sums)[Tile::kMmasN][4], Rings* rings, const char* input,
-                                         const char* weights, uint32_t input_depth, uint32_t weights_depth,
-                                         uint32_t stages) {
+__device__ __forceinline__ void multiply_by_warp(LinearSums<Tile>& sums, const char* input, const char* weights) {
+    const uint32_t lane = threadIdx.x % 32;
+    input += (Tile::warp_m() * Tile::kMmasM * 16 + lane % 16) * (Tile::kK * 2);
+    weights += lane / 8 % 2 * (Tile::kN * 16) + (Tile::warp_n() * Tile::kMmasN * 8 + lane / 16 * 8 + lane % 8) * 16;
+#pragma unroll
+    for (int part = 0; part < Tile::kK / 16; ++part) {
+        uint4 a[Tile::kMmasM], b[Tile::kMmasN / 2];
+#pragma unroll
+        for (int m = 0; m < Tile::kMmasM; ++m) {
+            // Pieces of 16 bytes change places from row to row (async.cuh).
+            a[m] = ldmatrix_x4(input + m * (16 * Tile::kK * 2) + (part * 2 + lane / 16 ^ lane % 8) * 16);
+        }
+#pragma unroll
+        for (int n = 0; n < Tile::kMmasN / 2; ++n) {
+            b[n] = ldmatrix_x4(weights + part * 2 * (Tile::kN * 16) + n * 256);
+        }
+#pragma unroll
+        for (int n = 0; n < Tile::kMmasN / 2; ++n) {
+#pragma unroll
+            for (int m = 0; m < Tile::kMmasM; ++m) {
+                mma_bf16(sums[m][2 * n], a[m].x, a[m].y, a[m].z, a[m].w, b[n].x, b[n].y);
+                mma_bf16(sums[m][2 * n + 1], a[m].x, a[m].y, a[m].z, a[m].w, b[n].z, b[n].w);
+            }
+        }
+    }
+}
+
+// The same by four warps at once, for which it waits.
+template <typename Tile>
+__device__ __forceinline__ void multiply_by_warpgroup(LinearSums<Tile>& sums, const char* input, const char* weights) {
+    input += threadIdx.x / 128 * (64 * Tile::kK * 2);
+    wgmma_fence();
+#pragma unroll
+    for (int part = 0; part < Tile::kK / 16; ++part) {
+        const uint64_t a = wgmma_descriptor_swizzled<Tile::kK>(input + part * 32);
+        const uint64_t b = wgmma_descriptor(weights + part * 2 * (Tile::kN * 16), Tile::kN * 16);
+        wgmma<Tile::kMmasN>(sums[0], a, b);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+}
+
+// By the multiplying warps, until every slot was used for the last time.
+template <typename Tile>
+__device__ __forceinline__ void multiply(LinearSums<Tile>& sums, Rings* rings, const char* input, const char* weights,
+                                         uint32_t input_depth, uint32_t weights_depth, uint32_t stages) {
     uint32_t weights_slot = 0, weights_parity = 0, input_slot = 0, input_parity = 0;
     for (uint32_t stage = 0; stage < stages; ++stage) {
         mbarrier_wait(rings->weights_full + weights_slot, weights_parity);
         mbarrier_wait(rings->input_full + input_slot, input_parity);
-        wgmma_fence();
-#pragma unroll
-        for (int part = 0; part < Tile::kK / 16; ++part) {
-            const uint64_t a = wgmma_descriptor_swizzled<Tile::kK>(input + input_slot * Tile::kInputBytes + part * 32);
-            const uint64_t b = wgmma_descriptor(
-                weights + weights_slot * Tile::kWeightBytes + part * 2 * (Tile::kN * 16), Tile::kN * 16);
-            wgmma<Tile::kMmasN>(sums, a, b);
+        const char* const from = input + input_slot * Tile::kInputBytes;
+        const char* const by = weights + weights_slot * Tile::kWeightBytes;
+        if constexpr (Tile::kWgmma) {
+            multiply_by_warpgroup<Tile>(sums, from, by);
+        } else {
+            multiply_by_warp<Tile>(sums, from, by);
+            __syncwarp();
         }
-        wgmma_commit();
-        wgmma_wait<0>();
         if (threadIdx.x % 32 == 0) {
             if (stage + weights_depth < stages) mbarrier_arrive(rings->weights_empty + weights_slot);
             if (stage + input_depth < stages) mbarrier_arrive(rings->input_empty + input_slot);
@@ -146,12 +199,14 @@ __device__ __forceinline__ void multiply(float (&sums)[Tile::kMmasN][4], Rings* 
         if (++weights_slot == weights_depth) weights_slot = 0, weights_parity ^= 1;
         if (++input_slot == input_depth) input_slot = 0, input_parity ^= 1;
     }
-    // Keeps the compiler from moving the sums while the matrix unit has them.
+    if constexpr (Tile::kWgmma) {
+        // Keeps the compiler from moving the sums while the matrix unit has them.
 #pragma unroll
-    for (int tile = 0; tile < Tile::kMmasN; ++tile) {
+        for (int tile = 0; tile < Tile::kMmasN; ++tile) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            keep_in_register(sums[tile][i]);
+            for (int i = 0; i < 4; ++i) {
+                keep_in_register(sums[0][tile][i]);
+            }
         }
     }
 }
