@@ -73,9 +73,11 @@ PYBIND11_MODULE(_C, m) {
     define(m, "lm_head_chunked", &dllm::lm_head_chunked);
     define(m, "lm_head_persistent", &dllm::lm_head_persistent);
     define(m, "lm_head_skinny", &dllm::lm_head_skinny);
+    m.def("max_cluster", &dllm::max_cluster, "The most blocks of a cluster that run on the current device, up to 8.");
     m.def(
         "set_carveout", [](int percent) { dllm::carveout = percent; },
-        "The share of an SM's L1 cache and shared memory that kernels prefer as shared memory, in percent; -1 leaves it "
+        "The share of an SM's L1 cache and shared memory that kernels prefer as shared memory, in percent; -1 leaves "
+        "it "
         "to the driver.",
         "percent"_a);
     m.def(

@@ -4,7 +4,7 @@
 // Hopper and by mma.sync everywhere, one fills the ring of weights, one that of the input, two fetch what the epilogue
 // needs. K is divided among the blocks of a cluster; each leaves its sums in its shared memory, and who owns a row adds
 // them up in the order of the slices: equal calls give equal bits, and a row's result does not depend on the rows
-// beside it.
+// beside it. Where clusters do not run, sums for other blocks go through global memory.
 
 #include <cstdint>
 #include <stdexcept>
@@ -21,25 +21,28 @@
 namespace dllm {
 namespace {
 
-// Where a block stands, its own rows, and its slice of K in stages.
+// Where a block stands, the eights of rows that it owns, and its slice of K in stages.
 template <typename Tile>
 struct BlockCoord {
-    uint32_t slice, column_block, column_blocks, first_row, own_rows, all_stages, begin, stages;
+    uint32_t slice, column_block, column_blocks, first_eight, own_eights, first_row, own_rows, all_stages, begin,
+        stages;
 
     __device__ __forceinline__ explicit BlockCoord(const LinearSkinny& call)
         : slice(blockIdx.x),
           column_block(blockIdx.y),
           column_blocks(gridDim.y),
-          first_row(blockIdx.z * Tile::kM + slice * Tile::kOwnRows),
-          own_rows(call.m > first_row ? min(Tile::kOwnRows, call.m - first_row) : 0),
+          first_eight(Tile::kEights * slice / Tile::kSplitK),
+          own_eights(Tile::kEights * (slice + 1) / Tile::kSplitK - first_eight),
+          first_row(blockIdx.z * Tile::kM + first_eight * 8),
+          own_rows(call.m > first_row ? min(own_eights * 8, call.m - first_row) : 0),
           all_stages((call.k - 1) / Tile::kK + 1),
           begin(all_stages * slice / Tile::kSplitK),
           stages(all_stages * (slice + 1) / Tile::kSplitK - begin) {}
 };
 
-// A block's own rows: the sums of all slices, then the epilogue. The first eight warps have kGroups times eight of the
-// own rows each, of which kSplitK warps share the pieces of 16 outputs; a lane has a row of the eight and a quad of
-// each piece.
+// A block's own rows: the sums of all slices, then the epilogue. The first eight warps have an eight of the own rows
+// each in kGroups turns, of which kShares warps share the pieces of 16 outputs; a lane has a row of the eight and a
+// quad of each piece.
 template <typename Tile>
 class OwnRows {
   public:
@@ -72,19 +75,28 @@ class OwnRows {
         cp_async_wait<0>();
     }
 
-    // A multiplying warp's sums: [eight rows][piece][lane], a quad of a row each, in the packing's order.
+    // A multiplying warp's sums: [eight rows][piece][lane], a quad of a row each, in the packing's order. Without
+    // clusters those of other slices' rows go to the workspace: [slice][eight rows][piece][lane].
     __device__ __forceinline__ void store_sums(const LinearSums<Tile>& sums) const {
-        float4* const mine =
-            sums_ + (Tile::warp_m() * Tile::kMmasM * 2 * Tile::kPieces + Tile::warp_n() * (Tile::kMmasN / 2)) * 32 +
-            threadIdx.x % 32;
+        const uint32_t first_eight = Tile::warp_m() * Tile::kMmasM * 2;
+        const uint32_t first =
+            (first_eight * Tile::kPieces + Tile::warp_n() * (Tile::kMmasN / 2)) * 32 + threadIdx.x % 32;
+        float4 *const mine = sums_ + first, *const theirs = handed_over(block_.slice) + first;
 #pragma unroll
         for (int eight = 0; eight < 2 * Tile::kMmasM; ++eight) {
             const auto& of_rows = sums[eight / 2];
-            const int first = eight % 2 * 2;
+            const int half = eight % 2 * 2;
+            const bool kept = call_.clusters || first_eight + eight - block_.first_eight < block_.own_eights;
 #pragma unroll
             for (int i = 0; i < Tile::kMmasN / 2; ++i) {
-                mine[(eight * Tile::kPieces + i) * 32] = {of_rows[2 * i][first], of_rows[2 * i][first + 1],
-                                                          of_rows[2 * i + 1][first], of_rows[2 * i + 1][first + 1]};
+                const float4 sum{of_rows[2 * i][half], of_rows[2 * i][half + 1], of_rows[2 * i + 1][half],
+                                 of_rows[2 * i + 1][half + 1]};
+                const uint32_t at = (eight * Tile::kPieces + i) * 32;
+                if (kept) {
+                    mine[at] = sum;
+                } else {
+                    lamport_store(theirs + at, sum);
+                }
             }
         }
     }
@@ -92,16 +104,35 @@ class OwnRows {
     // The sums of all slices, in their order; all are on their way at once, since the other blocks are far.
     __device__ __forceinline__ void reduce_split_k() {
         float4 parts[Tile::kGroups * Tile::kOwn][Tile::kSplitK];
-        each_group([&](int group) {
-            const float4* const from =
-                sums_ + (block_.slice * Tile::kOwnEights + eight(group)) * Tile::kPieces * 32 + threadIdx.x % 32;
-            each_piece(group, [&](int i, uint32_t piece) {
+        // action(part, slice, place in the sums) for each.
+        const auto each_part = [&](auto action) {
+            each_group([&](int group) {
+                const uint32_t from = (block_.first_eight + eight(group)) * Tile::kPieces * 32 + threadIdx.x % 32;
+                each_piece(group, [&](int i, uint32_t piece) {
 #pragma unroll
-                for (int s = 0; s < Tile::kSplitK; ++s) {
-                    parts[i][s] = Tile::kSplitK > 1 ? dsmem_load(from + piece * 32, s) : from[piece * 32];
-                }
+                    for (uint32_t s = 0; s < Tile::kSplitK; ++s) {
+                        action(parts[i][s], s, from + piece * 32);
+                    }
+                });
             });
-        });
+        };
+        if (Tile::kSplitK == 1) {
+            each_part([&](float4& part, uint32_t, uint32_t place) { part = sums_[place]; });
+        } else if (call_.clusters) {
+            each_part([&](float4& part, uint32_t s, uint32_t place) { part = dsmem_load(sums_ + place, s); });
+        } else {
+            for (bool missing = true; missing;) {
+                missing = false;
+                each_part([&](float4& part, uint32_t s, uint32_t place) {
+                    part = s == block_.slice ? sums_[place] : lamport_load(handed_over(s) + place);
+                });
+                each_part(
+                    [&](float4& part, uint32_t s, uint32_t) { missing |= s != block_.slice && !lamport_ready(part); });
+            }
+            each_part([&](float4&, uint32_t s, uint32_t place) {
+                if (s != block_.slice) lamport_reset(handed_over(s) + place);
+            });
+        }
         each_group([&](int group) {
             each_piece(group, [&](int i, uint32_t) {
                 float4 sum = parts[i][0];
@@ -138,17 +169,23 @@ class OwnRows {
         return Tile::kThreads == kEpilogueWarps * 32 || threadIdx.x < kEpilogueWarps * 32;
     }
     static __device__ __forceinline__ uint32_t eight(int group) {
-        return group * (kEpilogueWarps / Tile::kSplitK) + threadIdx.x / 32 / Tile::kSplitK;
+        return group * Tile::kAtOnce + threadIdx.x / 32 / Tile::kShares;
     }
-    static __device__ __forceinline__ uint32_t share() { return threadIdx.x / 32 % Tile::kSplitK; }
+    static __device__ __forceinline__ uint32_t share() { return threadIdx.x / 32 % Tile::kShares; }
     static __device__ __forceinline__ uint32_t row(int group) { return eight(group) * 8 + threadIdx.x % 32 / 4; }
+
+    // What a slice hands over to the others of its tile.
+    __device__ __forceinline__ float4* handed_over(uint32_t slice) const {
+        const size_t tile = blockIdx.z * block_.column_blocks + block_.column_block;
+        return reinterpret_cast<float4*>(call_.workspace) + (tile * Tile::kSplitK + slice) * (Tile::kProductBytes / 16);
+    }
 
     // Outputs of a share that are not padding.
     __device__ __forceinline__ uint32_t columns_of(uint32_t share) const {
         uint32_t columns = 0;
 #pragma unroll
         for (uint32_t i = 0; i < Tile::kOwn; ++i) {
-            const uint32_t first = 16 * (share + i * Tile::kSplitK);
+            const uint32_t first = 16 * (share + i * Tile::kShares);
             columns += first < epilogue_.outputs ? min(16u, epilogue_.outputs - first) : 0;
         }
         return columns;
@@ -156,11 +193,11 @@ class OwnRows {
 
     // action(group) for each of the warp's eights.
     template <typename Action>
-    static __device__ __forceinline__ void each_group(Action action) {
+    __device__ __forceinline__ void each_group(Action action) const {
         if (!takes_part()) return;
 #pragma unroll
         for (int group = 0; group < Tile::kGroups; ++group) {
-            action(group);
+            if (Tile::kEvenly || eight(group) < block_.own_eights) action(group);
         }
     }
 
@@ -169,8 +206,8 @@ class OwnRows {
     static __device__ __forceinline__ void each_piece(int group, Action action) {
 #pragma unroll
         for (int i = 0; i < Tile::kOwn; ++i) {
-            const uint32_t piece = share() + i * Tile::kSplitK;
-            if (Tile::kPieces % Tile::kSplitK == 0 || piece < Tile::kPieces) action(group * Tile::kOwn + i, piece);
+            const uint32_t piece = share() + i * Tile::kShares;
+            if (Tile::kPieces % Tile::kShares == 0 || piece < Tile::kPieces) action(group * Tile::kOwn + i, piece);
         }
     }
 
@@ -188,24 +225,24 @@ class OwnRows {
         each_group([&](int group) {
             const float2 part = row_statistics<4>(quads(group), columns_of(share()), epilogue_.outputs);
             if (threadIdx.x % 4 != 0) return;
-            if constexpr (Tile::kSplitK == 1) {
+            if constexpr (Tile::kShares == 1) {
                 if (row(group) < block_.own_rows) to[row(group) * block_.column_blocks] = part;
             } else {
-                parts_[row(group) * Tile::kSplitK + share()] = part;
+                parts_[row(group) * Tile::kShares + share()] = part;
             }
         });
-        if constexpr (Tile::kSplitK == 1) return;
+        if constexpr (Tile::kShares == 1) return;
         __syncthreads();
         if (threadIdx.x < block_.own_rows) {
-            const float2* const parts = parts_ + threadIdx.x * Tile::kSplitK;
+            const float2* const parts = parts_ + threadIdx.x * Tile::kShares;
             float whole = 0, deviations = 0;
 #pragma unroll
-            for (int s = 0; s < Tile::kSplitK; ++s) {
+            for (int s = 0; s < Tile::kShares; ++s) {
                 whole += parts[s].x * static_cast<float>(columns_of(s));
             }
             whole /= static_cast<float>(epilogue_.outputs);
 #pragma unroll
-            for (int s = 0; s < Tile::kSplitK; ++s) {
+            for (int s = 0; s < Tile::kShares; ++s) {
                 const float apart = parts[s].x - whole;
                 deviations += parts[s].y + apart * apart * static_cast<float>(columns_of(s));
             }
@@ -223,7 +260,7 @@ class OwnRows {
 };
 
 template <typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 2)
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     linear_skinny_kernel(const LinearSkinny call, const __grid_constant__ TensorMap map) {
     if constexpr (kHasWgmma || !Tile::kWgmma) {
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -272,7 +309,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
         __syncwarp();
 
         // Split-K reduction.
-        if constexpr (Tile::kSplitK > 1) {
+        const bool clustered = Tile::kSplitK > 1 && call.clusters;
+        if (clustered) {
             cluster_arrive();
             cluster_wait();
         } else {
@@ -280,23 +318,27 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
         }
         own.reduce_split_k();
         // Others may still be reading this block's memory.
-        if constexpr (Tile::kSplitK > 1) cluster_arrive_relaxed();
+        if (clustered) cluster_arrive_relaxed();
         own.finish();
-        if constexpr (Tile::kSplitK > 1) cluster_wait();
+        if (clustered) cluster_wait();
     }
 }
 
 template <typename Tile>
 void launch_tile(const LinearSkinny& call, cudaStream_t stream) {
     const dim3 blocks(Tile::kSplitK, (call.n - 1) / Tile::kN + 1, (call.m - 1) / Tile::kM + 1);
-    launch("linear_skinny", linear_skinny_kernel<Tile>, Grid(blocks, Tile::kSplitK), Tile::kThreads,
+    launch("linear_skinny", linear_skinny_kernel<Tile>, Grid(blocks, call.clusters ? Tile::kSplitK : 1), Tile::kThreads,
            Tile::bytes(call.config.num_stages, call.config.input_stages), stream, call,
            tensor_map(call.input, call.m, call.k, Tile::kM, Tile::kK));
 }
 
 // By wgmma: four warps for each 64 rows.
 template <int kM, int kN, int kSplitK>
-using WgmmaTile = LinearTile<kM, kN, kM / 16, 1, kSplitK>;
+using WgmmaTile = LinearTile<kM, kN, 64, kM / 16, 1, kSplitK>;
+
+// By mma.sync: a warp has 32 rows and half of the outputs.
+template <int kM, int kN, int kK, int kSplitK>
+using MmaTile = LinearTile<kM, kN, kK, kM / 32, 2, kSplitK>;
 
 using Tiles = TileList<WgmmaTile<64, 64, 1>, WgmmaTile<64, 64, 2>, WgmmaTile<64, 64, 4>,  //
                        WgmmaTile<64, 80, 1>, WgmmaTile<64, 80, 2>, WgmmaTile<64, 80, 4>,  //
@@ -305,13 +347,18 @@ using Tiles = TileList<WgmmaTile<64, 64, 1>, WgmmaTile<64, 64, 2>, WgmmaTile<64,
                        WgmmaTile<64, 144, 1>, WgmmaTile<64, 144, 2>, WgmmaTile<64, 144, 4>, WgmmaTile<64, 144, 8>,
                        WgmmaTile<64, 160, 1>, WgmmaTile<64, 160, 2>, WgmmaTile<64, 160, 4>, WgmmaTile<64, 160, 8>,
                        WgmmaTile<128, 64, 1>, WgmmaTile<128, 64, 2>, WgmmaTile<128, 64, 4>,  //
-                       LinearTile<64, 64, 2, 2, 1>, LinearTile<64, 64, 2, 2, 2>, LinearTile<64, 64, 2, 2, 4>,
-                       LinearTile<64, 64, 2, 4, 1>, LinearTile<64, 64, 2, 4, 2>, LinearTile<64, 64, 2, 4, 4>,
-                       LinearTile<64, 96, 2, 2, 1>, LinearTile<64, 96, 2, 2, 2>, LinearTile<64, 96, 2, 2, 4>,
-                       LinearTile<64, 128, 2, 4, 1>, LinearTile<64, 128, 2, 4, 2>, LinearTile<64, 128, 2, 4, 4>,
-                       LinearTile<64, 128, 2, 4, 8>, LinearTile<64, 128, 2, 2, 1>, LinearTile<64, 128, 2, 2, 2>,
-                       LinearTile<64, 128, 2, 2, 4>, LinearTile<64, 128, 2, 2, 8>,  //
-                       LinearTile<128, 64, 4, 2, 1>, LinearTile<128, 64, 4, 2, 2>, LinearTile<128, 64, 4, 2, 4>>;
+                       MmaTile<64, 64, 64, 1>, MmaTile<64, 64, 64, 2>, MmaTile<64, 64, 64, 3>, MmaTile<64, 64, 64, 4>,
+                       MmaTile<64, 64, 64, 5>, MmaTile<64, 64, 64, 7>, MmaTile<64, 64, 64, 8>,  //
+                       MmaTile<64, 96, 64, 1>, MmaTile<64, 96, 64, 2>, MmaTile<64, 96, 64, 3>, MmaTile<64, 96, 64, 4>,
+                       MmaTile<64, 96, 64, 5>, MmaTile<64, 96, 64, 8>,  //
+                       MmaTile<64, 128, 64, 1>, MmaTile<64, 128, 64, 2>, MmaTile<64, 128, 64, 3>,
+                       MmaTile<64, 128, 64, 4>, MmaTile<64, 128, 64, 5>, MmaTile<64, 128, 64, 8>,  //
+                       MmaTile<64, 160, 64, 1>, MmaTile<64, 160, 64, 2>, MmaTile<64, 160, 64, 3>,
+                       MmaTile<64, 160, 64, 4>, MmaTile<64, 160, 64, 5>, MmaTile<64, 160, 64, 8>,  //
+                       MmaTile<64, 64, 32, 5>, MmaTile<64, 128, 32, 5>,                            //
+                       MmaTile<128, 64, 64, 1>, MmaTile<128, 64, 64, 2>, MmaTile<128, 64, 64, 4>,  //
+                       MmaTile<128, 96, 64, 1>, MmaTile<128, 96, 64, 2>, MmaTile<128, 96, 64, 4>,  //
+                       MmaTile<128, 128, 64, 2>, MmaTile<128, 128, 64, 4>>;
 
 template <typename Tile>
 void validate(const LinearSkinny& call) {
@@ -344,6 +391,14 @@ void linear_skinny(const LinearSkinny& call, cudaStream_t stream) {
     if (!found) {
         throw std::invalid_argument("linear_skinny has no code for " + described(call.config));
     }
+}
+
+uint32_t max_cluster() {
+    using Tile = MmaTile<64, 64, 64, 8>;
+    for (uint32_t cluster : {8u, 4u, 2u}) {
+        if (active_clusters(linear_skinny_kernel<Tile>, cluster, Tile::kThreads, Tile::bytes(2, 2)) > 0) return cluster;
+    }
+    return 1;
 }
 
 void describe_linear_skinny(Description& description) {

@@ -23,12 +23,12 @@ from dllm_kernels.bench.tune_layer import (
     refine,
 )
 from dllm_kernels.model.config import LDLMConfig
-from dllm_kernels.ops.extension import has_wgmma
+from dllm_kernels.ops.card import Card
+from dllm_kernels.ops.extension import max_cluster
 from dllm_kernels.ops.linear import config as gemm_config
-from dllm_kernels.ops.linear.config import SHARED_BYTES, GemmConfig, block_bytes, blocks, candidates
+from dllm_kernels.ops.linear.config import ENTRY_KEYS, LAYER_KEYS, GemmConfig, blocks, candidates
 from dllm_kernels.ops.linear.packing import whole_shape
 from dllm_kernels.ops.linear.skinny import LinearSkinny, empty_workspace, run, workspace_elements
-from dllm_kernels.utils.device import multiprocessors, shared_memory
 
 _OPTIONS, _RINGS = 48, 6
 Launch = Callable[[Tensor, int, Tensor], None]
@@ -58,30 +58,26 @@ def tune_shape(
     yield None, chain_time(m, n, k, count, lambda x, i, y: torch.mm(x, weights[i][:n].T, out=y), device)
     for config in configs:
         packed = [as_packed(weight, n, config) for weight in weights]
-        workspace = empty_workspace(workspace_elements(packed[0], m), device)
+        workspace = empty_workspace(workspace_elements(packed[0], m, max_cluster(device)), device)
 
-        def streamed(x: Tensor, i: int, y: Tensor, packed=packed, workspace=workspace, config=config) -> None:
-            run(LinearSkinny(x, packed[i].data, bias, workspace, n, config, output=y))
+        clusters = config.split_k <= max_cluster(device)
+
+        def streamed(x, i, y, packed=packed, workspace=workspace, config=config, clusters=clusters) -> None:
+            run(LinearSkinny(x, packed[i].data, bias, workspace, n, config, output=y, clusters=clusters))
 
         yield config, chain_time(m, n, k, count, streamed, device)
 
 
-def busy_configs(
-    m: int, n: int, k: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES, wgmma: bool = False
-) -> Iterator[GemmConfig]:
-    """The configs without padding that give most SMs a block or more, with the deepest ring, one less, and half of it; or, by
-    wgmma, those of at most a sixteenth of padding that give every other SM a block, with rings as deep as two and as
-    three blocks of an SM allow, and one less."""
-    least = 0.45
-    limits = (shared_bytes, shared_bytes * 2 // 3) if wgmma else (shared_bytes, 50_176)
-    found = [config for limit in limits for config in candidates(m, n, k, limit, wgmma)]
-    for config in found:
+def busy_configs(m: int, n: int, k: int, card: Card) -> Iterator[GemmConfig]:
+    """The configs of at most a sixteenth of padding that give every other SM a block, with rings as deep as a block of an SM and
+    as more of them allow, and one less."""
+    # On Hopper two blocks of an SM and three; elsewhere one and two.
+    limits = (card.block_bytes, card.block_bytes * 2 // 3 if card.wgmma else card.half_bytes)
+    for config in (config for limit in limits for config in candidates(m, n, k, card, limit)):
         count = blocks(config, m, n) * config.split_k
-        padding = -n % config.tile_n
-        fits = k % config.tile_k == 0 and padding <= n // 16
-        if fits and least * multiprocessors <= count <= 3.1 * multiprocessors:
-            fewer = {max(2, config.num_stages - 1)}
-            for stages in sorted({config.num_stages} | fewer):
+        fits = k % config.tile_k == 0 and -n % config.tile_n <= n // 16
+        if fits and 0.45 * card.multiprocessors <= count <= 3.1 * card.multiprocessors:
+            for stages in sorted({config.num_stages, max(2, config.num_stages - 1)}):
                 yield replace(config, num_stages=stages)
 
 
@@ -98,7 +94,7 @@ def chain_time(m: int, n: int, k: int, count: int, one: Launch, device: torch.de
     return graph_time(run, device) / count
 
 
-def entry(multiprocessors: int, m: int, n: int, k: int, timed: Timings, chosen: GemmConfig | None = None) -> dict:
+def entry(card: Card, m: int, n: int, k: int, timed: Timings, chosen: GemmConfig | None = None) -> dict:
     """What the table holds of a shape: its fastest config, or the one that was chosen for other reasons, with its time, the
     fastest config's and the library's, in microseconds."""
     library = next(time for config, time in timed if config is None)
@@ -107,7 +103,8 @@ def entry(multiprocessors: int, m: int, n: int, k: int, timed: Timings, chosen: 
         ((config, time) for config, time in timed if config is not None and chosen in (None, config)), key=lambda pair: pair[1]
     )
     return {
-        "multiprocessors": multiprocessors,
+        "multiprocessors": card.multiprocessors,
+        "wgmma": card.wgmma,
         "row_tiles": -(-m // 64),
         "n": n,
         "k": k,
@@ -151,12 +148,12 @@ def tune(model: LDLMConfig, m: int, device: torch.device, table: dict, note: Cal
         table: as the file holds it: "entries" and "layers".
         note: told what is timed next.
     """
-    card, shared_bytes, wgmma = multiprocessors(device), block_bytes(shared_memory(device)), has_wgmma(device)
+    card = Card.of(device)
     source = {"card": torch.cuda.get_device_name(device), "date": date.today().isoformat(), "torch": torch.__version__}
     timings: dict[tuple[int, int], Timings] = {}
     found = Tuned([], None, [])
     for n, k in shapes(model):
-        configs = list(dict.fromkeys(busy_configs(m, n, k, card, shared_bytes, wgmma)))
+        configs = list(dict.fromkeys(busy_configs(m, n, k, card)))
         if not configs:
             found.uneven.append((n, k))
             continue
@@ -172,17 +169,17 @@ def tune(model: LDLMConfig, m: int, device: torch.device, table: dict, note: Cal
             options = {name: fastest(timings[shape], _OPTIONS) for name, shape in layer.items()}
             # From the fastest alone, and from what the table has: a change of one config at a time does not find every way.
             starts = [{name: configs[0] for name, configs in options.items()}]
-            known = {name: gemm_config.select_config(card, m, *shape, shared_bytes, wgmma) for name, shape in layer.items()}
+            known = {name: gemm_config.select_config(m, *shape, card) for name, shape in layer.items()}
             starts += [known] * all(config in dict(timings[layer[name]]) for name, config in known.items())
             best, us = min((refine(start, options, chain.streamed) for start in starts), key=lambda found: found[1])
             library_us = chain.library()
         chosen = {shape: best[name] for name, shape in layer.items()}
-        new = {"multiprocessors": card, "row_tiles": -(-m // 64), "dim": model.dim}
+        new = dict(zip(LAYER_KEYS, (card.multiprocessors, card.wgmma, -(-m // 64), model.dim), strict=True))
         found.layer = new | {"us": round(us, 2), "library_us": round(library_us, 2)} | source
-        merge(table["layers"], found.layer, tuple(new))
+        merge(table["layers"], found.layer, LAYER_KEYS)
     for shape, timed in timings.items():
         found.entries.append(entry(card, m, *shape, timed, chosen.get(shape)) | source)
-        merge(table["entries"], found.entries[-1], ("multiprocessors", "row_tiles", "n", "k"))
+        merge(table["entries"], found.entries[-1], ENTRY_KEYS)
     return found
 
 

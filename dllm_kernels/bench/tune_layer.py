@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.ops.attention.op import attention
+from dllm_kernels.ops.extension import max_cluster
 from dllm_kernels.ops.linear.config import MAX_TILE_N, GemmConfig
 from dllm_kernels.ops.linear.op import linear
 from dllm_kernels.ops.linear.packing import PackedWeight, whole_shape
@@ -91,7 +92,7 @@ class LayerChain:
         packed = {
             name: [as_packed(w, len(gemm.bias), configs[name]) for w in gemm.weights] for name, gemm in self._gemms.items()
         }
-        elements = max(workspace_elements(weights[0], self._rows) for weights in packed.values())
+        elements = max(workspace_elements(weights[0], self._rows, max_cluster(self._device)) for weights in packed.values())
         workspace = empty_workspace(elements, self._device)
         first = row_statistics(self._x, configs["down"].tile_n)
 

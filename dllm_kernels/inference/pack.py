@@ -24,6 +24,7 @@ from dllm_kernels.model.layers import CrossAttention, DecoderLayer, sdpa
 from dllm_kernels.model.ldlm import Statistics
 from dllm_kernels.model.perceiver import Perceiver
 from dllm_kernels.model.token_decoder import TokenDecoder
+from dllm_kernels.ops.extension import max_cluster
 from dllm_kernels.ops.linear.packing import PackedWeight
 from dllm_kernels.ops.linear.skinny import select_config, workspace_elements
 from dllm_kernels.ops.lm_head.skinny import select_config as select_lm_head_config
@@ -357,7 +358,8 @@ class _Packer:
         )
         folded = fold_linear(weight, bias, numerics, config=config, **around)
         if config is not None:
-            self.workspace_elements = max(self.workspace_elements, workspace_elements(folded.weight, rows))
+            needed = workspace_elements(folded.weight, rows, max_cluster(numerics.device))
+            self.workspace_elements = max(self.workspace_elements, needed)
         return folded
 
     def _decided_for(self, rows: int) -> int | None:

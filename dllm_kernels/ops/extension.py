@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dllm_kernels.utils.device import PROXY, PROXY_CARVEOUT, capability
+
 
 @functools.cache
 def load() -> ModuleType:
@@ -18,13 +20,16 @@ def load() -> ModuleType:
     """
     name = "dllm_kernels._C"
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
         raise RuntimeError("dllm-kernels was installed without its CUDA kernels: they need nvcc 12.8 or newer") from None
     except ImportError as error:
         raise RuntimeError(f"the CUDA kernels cannot be loaded: {error}") from error
+    if PROXY:
+        module.set_carveout(PROXY_CARVEOUT)
+    return module
 
 
 def launch(kernel: str, call: Any, device: torch.device) -> None:
@@ -64,9 +69,22 @@ def has_wgmma(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     try:
-        return torch.cuda.get_device_capability(device) == (9, 0) and "sm_90a" in architectures()
+        return capability(device) == (9, 0) and "sm_90a" in architectures()
     except RuntimeError:
         return False
+
+
+@functools.cache
+def max_cluster(device: torch.device) -> int:
+    """The most blocks of a cluster that run on a card, up to 8; 1 where clusters do not run. 8 elsewhere than on a card."""
+    if device.type != "cuda":
+        return 8
+    try:
+        module = load()
+    except RuntimeError:
+        return 1
+    with torch.cuda.device(device):
+        return module.max_cluster()
 
 
 def supports(architecture: str, capability: tuple[int, int]) -> bool:

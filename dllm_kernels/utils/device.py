@@ -9,6 +9,12 @@ from pathlib import Path
 
 import torch
 
+PROXY = os.environ.get("DLLM_PROXY") == "sm_120"
+"""A developer's switch, DLLM_PROXY=sm_120: another card stands in for an RTX 5090's SMs. Kernels are chosen as for compute
+capability 12.0 and its shared memory, and run with no more of it (docs/design.md, "The proxy")."""
+_PROXY_SHARED_MEMORY, PROXY_CARVEOUT = 100 * 1024, 43
+"""Bytes of an SM's shared memory on sm_120, and the percentage of an H200's 228 KB that makes as much of it."""
+
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
     """A card with its index, or the CPU; for None CUDA's current card where there is one, otherwise the CPU.
@@ -130,4 +136,11 @@ def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory in each SM of a CUDA device; those of an H200 elsewhere."""
     if device.type != "cuda":
         return 228 * 1024
+    if PROXY:
+        return _PROXY_SHARED_MEMORY
     return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """A card's compute capability, by which kernels are chosen."""
+    return (12, 0) if PROXY else torch.cuda.get_device_capability(device)

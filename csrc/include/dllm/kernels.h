@@ -80,8 +80,9 @@ DLLM_CALL(Attention, DLLM_ATTENTION)
 void attention(const Attention& call, cudaStream_t stream);
 
 // y = act((norm(x) W^T) gate + bias) + residual for few rows (ops/linear/skinny.py): bfloat16 in and out, all else
-// float32. Row r of the output reads row r modulo residual_rows of the residual. The workspace holds, where split_k is
-// more than 1 in linear_skinny, split_k times the values of all tiles, each kLamportEmpty (grid.cuh) before and after.
+// float32. Row r of the output reads row r modulo residual_rows of the residual. The blocks that share a K are a
+// cluster, or hand each other sums through the workspace: split_k times the values of all tiles, each kLamportEmpty
+// (grid.cuh) before and after.
 #define DLLM_LINEAR_SKINNY(X)                                                    \
     X(const void*, input)        /* [m, k] */                                    \
     X(const void*, weight)       /* packed, ops/linear/packing.py */             \
@@ -102,9 +103,12 @@ void attention(const Attention& call, cudaStream_t stream);
     X(uint32_t, stats_chunks)                                                    \
     X(uint32_t, stats_chunk) /* columns of a chunk; the last may have fewer */   \
     X(bool, gelu)                                                                \
+    X(bool, clusters)                                                            \
     X(GemmConfig, config)
 DLLM_CALL(LinearSkinny, DLLM_LINEAR_SKINNY)
 void linear_skinny(const LinearSkinny& call, cudaStream_t stream);
+// The most blocks of a cluster that run on the current device, up to 8; 1 where clusters do not run.
+uint32_t max_cluster();
 
 // y = act((x W^T) gate + bias) + residual for many rows, on Hopper (ops/linear/persistent.py). All is bfloat16 but
 // gate.

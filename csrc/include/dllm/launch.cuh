@@ -20,7 +20,8 @@ inline void check(cudaError_t error, const char* kernel) {
 // Whether a kernel may start before the one ahead of it in the stream is complete (programmatic dependent launch).
 inline bool overlapping = true;
 
-// Percent of an SM's L1 cache and shared memory that kernels prefer as shared memory; the driver chooses where it is -1.
+// Percent of an SM's L1 cache and shared memory that kernels prefer as shared memory; the driver chooses where it is
+// -1.
 inline int carveout = cudaSharedmemCarveoutDefault;
 
 // Blocks of a launch, `cluster` neighbours along x of which are a cluster (grid.cuh).
@@ -67,6 +68,26 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, uint32_t
     config.attrs = attributes;
     config.numAttrs = count;
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+// Clusters of `cluster` blocks that run at the same time on the current device; 0 where clusters do not run.
+template <typename... Parameters>
+int active_clusters(void (*kernel)(Parameters...), uint32_t cluster, uint32_t threads, uint32_t shared_bytes) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {cluster, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(cluster);
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int found = 0;
+    if (cudaOccupancyMaxActiveClusters(&found, kernel, &config) != cudaSuccess) {
+        cudaGetLastError();  // it is not the next call's
+        return 0;
+    }
+    return found;
 }
 
 // A bfloat16 matrix [rows, columns] without gaps between its rows, a multiple of 16 bytes each, for tma_load_2d of

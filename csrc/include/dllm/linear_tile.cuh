@@ -2,6 +2,7 @@
 // them, and those that multiply.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "dllm/async.cuh"
@@ -16,6 +17,8 @@ constexpr uint32_t kMaxStages = 16, kMaxInputStages = 8;
 constexpr uint32_t kEpilogueWarps = 8, kFetchThreads = 64;
 // The next kernel may begin when all but so many stages of weights are asked for: it takes that long to begin.
 constexpr uint32_t kEarly = 2;
+// What a block may have where two share an SM's 100 KB, beside what the system takes of each.
+constexpr uint32_t kHalfOfSharedMemory = 49 * 1024;
 
 struct Rings {
     Barrier weights_full[kMaxStages], weights_empty[kMaxStages];
@@ -36,44 +39,49 @@ struct Rings {
     }
 };
 
-// kM rows by kN outputs a block, kK columns of K a stage, K in kSplitK slices. kWarpsM x kWarpsN warps multiply: by wgmma
-// where they are one along the outputs, four for each 64 rows, and by mma.sync otherwise. The last two warps, from
-// kFetchWarp on, fetch what the epilogue needs. Shared memory: mbarriers, the block's part of the epilogue's vectors,
-// (mean, 1 / std) of the own rows, statistics on their way, the own rows of the residual, both rings; later in the
-// rings' place the sums.
-template <int kM_, int kN_, int kWarpsM_, int kWarpsN_, int kSplitK_>
+// kM rows by kN outputs a block, kK columns of K a stage, K in kSplitK slices. kWarpsM x kWarpsN warps multiply: by
+// wgmma where they are one along the outputs, four for each 64 rows, and by mma.sync otherwise. The last two warps,
+// from kFetchWarp on, fetch what the epilogue needs. Shared memory: mbarriers, the block's part of the epilogue's
+// vectors, (mean, 1 / std) of the own rows, statistics on their way, the own rows of the residual, both rings; later in
+// the rings' place the sums.
+template <int kM_, int kN_, int kK_, int kWarpsM_, int kWarpsN_, int kSplitK_>
 struct LinearTile {
-    static constexpr int kM = kM_, kN = kN_, kK = 64, kSplitK = kSplitK_, kGroups = kM / 64;
+    static constexpr int kM = kM_, kN = kN_, kK = kK_, kSplitK = kSplitK_;
     static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_;
     static constexpr bool kWgmma = kWarpsN == 1;
     // A warp's sums: 16 rows by 8 outputs each.
     static constexpr int kMmasM = kM / 16 / kWarpsM, kMmasN = kN / 8 / kWarpsN, kPieces = kN / 16;
     static_assert(kMmasM * 16 * kWarpsM == kM && kMmasN * 8 * kWarpsN == kN && kMmasN % 2 == 0);
     static_assert(!kWgmma || kMmasM == 1);
+    static_assert(kK == 32 || kK == 64);
     static constexpr uint32_t kWeightBytes = kN * kK * 2, kInputBytes = kM * kK * 2;
     static constexpr uint32_t kMultiplyingWarps = kWarpsM * kWarpsN, kWeightsWarp = kMultiplyingWarps;
     static constexpr uint32_t kInputWarp = kWeightsWarp + 1, kFetchWarp = kInputWarp + 1;
     static constexpr uint32_t kThreads = kFetchWarp * 32 + kFetchThreads;
     static_assert(kThreads >= kEpilogueWarps * 32);
-    // Each slice owns as many rows, by eights, each of which kSplitK warps share.
-    static constexpr uint32_t kOwnRows = kM / kSplitK, kOwnEights = kOwnRows / 8;
-    static constexpr int kOwn = (kPieces - 1) / kSplitK + 1;  // pieces of a warp in eight rows, at most
-    static_assert(kPieces >= kSplitK);
-    static constexpr uint32_t kPitch = kN + 8;  // of the residual: rows in different banks
+    // Each slice owns rows, by eights. kShares warps share the pieces of one, kAtOnce eights are under way at once, in
+    // kGroups turns; kOwnRows is the most that a slice may own so.
+    static constexpr int kEights = kM / 8, kShares = kSplitK >= 8 ? 8 : kSplitK >= 4 ? 4 : kSplitK >= 2 ? 2 : 1;
+    static constexpr int kAtOnce = kEpilogueWarps / kShares;
+    static constexpr int kGroups = ((kEights - 1) / kSplitK + kAtOnce) / kAtOnce;
+    static constexpr uint32_t kOwnRows = kGroups * kAtOnce * 8;
+    static constexpr bool kEvenly = kOwnRows * kSplitK == kM;  // each slice owns as many
+    static constexpr int kOwn = (kPieces - 1) / kShares + 1;  // pieces of a warp in eight rows, at most
+    static constexpr uint32_t kPitch = kN + 8;                // of the residual: rows in different banks
     using Epilogue = SkinnyEpilogue<kN, kPitch>;
 
     static constexpr uint32_t kVectors = (sizeof(Rings) + 15) / 16 * 16;
     static constexpr uint32_t kStatistics = kVectors + Epilogue::kVectorBytes;
     static constexpr uint32_t kParts = kStatistics + kOwnRows * 8;
-    static constexpr uint32_t kResidual = kParts + kM * 8;
+    static constexpr uint32_t kResidual = kParts + kOwnRows * kShares * 8;
     static constexpr uint32_t kRing = (kResidual + kOwnRows * kPitch * 2 + 1023) / 1024 * 1024;
     static constexpr uint32_t kProductBytes = kM * kN * 4;
-    // Two stages of both, the least there are, hold the sums.
-    static_assert(2 * (kWeightBytes + kInputBytes) >= kProductBytes);
 
-    static uint32_t bytes(uint32_t num_stages, uint32_t input_stages) {
-        return kRing + num_stages * kWeightBytes + input_stages * kInputBytes;
+    static constexpr uint32_t bytes(uint32_t num_stages, uint32_t input_stages) {
+        return kRing + std::max(num_stages * kWeightBytes + input_stages * kInputBytes, kProductBytes);
     }
+    // Blocks of an SM, on the card with least shared memory; for wgmma, Hopper.
+    static constexpr int kBlocks = kWgmma || bytes(2, 2) <= kHalfOfSharedMemory ? 2 : 1;
     static __device__ __forceinline__ uint32_t warp_m() { return threadIdx.x / 32 / kWarpsN; }
     static __device__ __forceinline__ uint32_t warp_n() { return threadIdx.x / 32 % kWarpsN; }
 };
@@ -143,7 +151,8 @@ __device__ __forceinline__ void multiply_by_warp(LinearSums<Tile>& sums, const c
 #pragma unroll
         for (int m = 0; m < Tile::kMmasM; ++m) {
             // Pieces of 16 bytes change places from row to row (async.cuh).
-            a[m] = ldmatrix_x4(input + m * (16 * Tile::kK * 2) + (part * 2 + lane / 16 ^ lane % 8) * 16);
+            const uint32_t piece = part * 2 + lane / 16 ^ (Tile::kK == 64 ? lane % 8 : lane % 8 / 2);
+            a[m] = ldmatrix_x4(input + m * (16 * Tile::kK * 2) + piece * 16);
         }
 #pragma unroll
         for (int n = 0; n < Tile::kMmasN / 2; ++n) {

@@ -10,17 +10,16 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from dllm_kernels.ops.card import Card
 from dllm_kernels.ops.kernels import TILES
 
-SHARED_BYTES = 101_376
-"""Shared memory of a block that every card we compile for has (CUDA C++ Programming Guide, Compute Capabilities)."""
-RESERVED_BYTES = 1024
-"""Shared memory that the system takes of every block, beyond its own."""
 TABLE = Path(__file__).with_name("table.json")
 """Where the timings are; `dllm-kernels tune` writes it."""
-MAX_M, MAX_WIDTH, MAX_VALUES = 64, 2048, 2**25
-"""The most rows of a call, lesser dimension of a weight and values of it for which the skinny kernel is taken where no layer
-was timed (docs/kernels.md)."""
+LAYER_KEYS = ("multiprocessors", "wgmma", "row_tiles", "dim")
+ENTRY_KEYS = ("multiprocessors", "wgmma", "row_tiles", "n", "k")
+"""What tells entries of the table apart: of its layers, and of its shapes."""
+MAX_M = 128
+"""The most rows of a call for which the skinny kernel is taken where no layer was timed (docs/kernels.md)."""
 SKINNY = "linear_skinny"
 """The kernel."""
 INPUT_STAGES = (4, 3, 2, 6, 8)
@@ -104,16 +103,11 @@ def blocks(config: GemmConfig, m: int, n: int) -> int:
     return -(-m // config.tile_m) * -(-n // config.tile_n)
 
 
-def block_bytes(of_multiprocessor: int) -> int:
-    """Shared memory that a block may have on a card with so much in each SM: as much as leaves room for the next kernel's
-    block, where that is more than every card has."""
-    return max(SHARED_BYTES, of_multiprocessor // 2 - RESERVED_BYTES)
-
-
-def candidates(m: int, n: int, k: int, shared_bytes: int = SHARED_BYTES, wgmma: bool = False) -> Iterator[GemmConfig]:
-    """Every config that fits the shape, each with as deep a ring as `shared_bytes` of a block allow and a slice needs; those
-    for wgmma where the card has it."""
-    for tile in WGMMA_TILES if wgmma else SKINNY_TILES:
+def candidates(m: int, n: int, k: int, card: Card, shared_bytes: int | None = None) -> Iterator[GemmConfig]:
+    """Every config of a card's tiles that fits the shape, each with as deep a ring as `shared_bytes` of a block allow, by
+    default the card's, and a slice needs."""
+    shared_bytes = card.block_bytes if shared_bytes is None else shared_bytes
+    for tile in WGMMA_TILES if card.wgmma else SKINNY_TILES:
         slices = _KERNELS[SKINNY][tile]
         tile_m, tile_n, tile_k, *_ = tile
         if tile_m > 64 >= m or n < tile_n > 64:
@@ -132,58 +126,58 @@ def candidates(m: int, n: int, k: int, shared_bytes: int = SHARED_BYTES, wgmma: 
                     yield config
 
 
-def derived(multiprocessors: int, m: int, n: int, k: int, shared_bytes: int = SHARED_BYTES, wgmma: bool = False) -> GemmConfig:
-    """The config of least cost in bytes that the busiest SM moves: weights, input, and float32 sums given to and taken from
-    the other slices."""
+def busiest_bytes(config: GemmConfig, m: int, n: int, k: int, multiprocessors: int) -> int:
+    """Bytes of weights that the busiest SM reads."""
+    rounds = -(-blocks(config, m, n) * config.split_k // multiprocessors)
+    return rounds * -(-(-(-k // config.tile_k)) // config.split_k) * config.stage_bytes
+
+
+def derived(m: int, n: int, k: int, card: Card) -> GemmConfig:
+    """The config of least cost in bytes of weights that the busiest SM reads. Input, from L2, counts an eighth, and float32
+    sums, from a neighbour, a quarter."""
 
     def cost(config: GemmConfig) -> float:
-        depth = -(-k // config.tile_k) / config.split_k * config.tile_k
         # Clusters of four and eight find room on 120 of an H200's 132 SMs (cudaOccupancyMaxActiveClusters).
-        processors = multiprocessors * 10 // 11 if config.split_k > 2 else multiprocessors
-        waves = -(-blocks(config, m, n) * config.split_k // processors)
-        moved = 2 * depth * (config.tile_n + config.tile_m)
-        exchanged = 8 * config.tile_m * config.tile_n if config.split_k > 1 else 0
-        return waves * (moved + exchanged)
+        processors = card.multiprocessors * 10 // 11 if config.wgmma and config.split_k > 2 else card.multiprocessors
+        weights = busiest_bytes(config, m, n, k, processors)
+        exchanged = config.tile_m * config.tile_n if config.split_k > 1 else 0
+        rounds = -(-blocks(config, m, n) * config.split_k // processors)
+        return weights * (1 + config.tile_m / config.tile_n / 8) + rounds * exchanged
 
     # Blocks of 128 rows are taken where they were timed.
-    found = (c for c in candidates(m, n, k, shared_bytes, wgmma) if c.tile_m == 64)
-    return min(found, key=cost)
+    return min((config for config in candidates(m, n, k, card) if config.tile_m == 64), key=cost)
 
 
 @functools.cache
-def _table() -> dict[tuple[int, int, int, int], GemmConfig]:
-    """The config by SMs, row tiles, N and K."""
+def _table() -> dict[tuple[int, bool, int, int, int], GemmConfig]:
+    """The config by SMs, whether by wgmma, row tiles, N and K."""
     fields = GemmConfig.__dataclass_fields__
     return {
-        tuple(entry[key] for key in ("multiprocessors", "row_tiles", "n", "k")): GemmConfig(**{f: entry[f] for f in fields})
+        tuple(entry[key] for key in ENTRY_KEYS): GemmConfig(**{name: entry[name] for name in fields})
         for entry in json.loads(TABLE.read_text())["entries"]
     }
 
 
 @functools.cache
-def _layers() -> dict[tuple[int, int, int], bool]:
-    """Whether a whole layer was faster with the skinny kernel, by SMs, row tiles and width."""
+def _layers() -> dict[tuple[int, bool, int, int], bool]:
+    """Whether a whole layer was faster with the skinny kernel, by SMs, whether by wgmma, row tiles and width."""
     return {
-        tuple(entry[key] for key in ("multiprocessors", "row_tiles", "dim")): entry["us"] < entry["library_us"]
+        tuple(entry[key] for key in LAYER_KEYS): entry["us"] < entry["library_us"]
         for entry in json.loads(TABLE.read_text())["layers"]
     }
 
 
-def select_config(
-    multiprocessors: int, m: int, n: int, k: int, shared_bytes: int = SHARED_BYTES, wgmma: bool = False
-) -> GemmConfig:
-    """The config for a GEMM in blocks of at most `shared_bytes`: the table's where the shape was timed, in whole tiles of 64
-    rows, on a card with as many SMs, otherwise the derived one."""
-    timed = _table().get((multiprocessors, -(-m // 64), n, k))
-    if timed and timed.shared_bytes() <= shared_bytes and (wgmma or not timed.wgmma):
+def select_config(m: int, n: int, k: int, card: Card) -> GemmConfig:
+    """The config for a GEMM: the table's where the shape was timed, in whole tiles of 64 rows, on a card with as many SMs and
+    the same way to multiply, otherwise the derived one."""
+    timed = _table().get((card.multiprocessors, card.wgmma, -(-m // 64), n, k))
+    if timed and timed.shared_bytes() <= card.block_bytes:
         return timed
-    return derived(multiprocessors, m, n, k, shared_bytes, wgmma)
+    return derived(m, n, k, card)
 
 
-def is_faster(multiprocessors: int, m: int, n: int, k: int) -> bool:
+def is_faster(m: int, n: int, k: int, card: Card) -> bool:
     """Whether `auto` takes the skinny kernel for a layer rather than the library's GEMM and other kernels around it. A plan
-    does the one or the other: what was timed is a whole layer of the weight's lesser dimension; where none was, the sizes
-    decide for which it won elsewhere."""
-    dim = min(n, k)
-    small = m <= MAX_M and dim <= MAX_WIDTH and n * k <= MAX_VALUES
-    return _layers().get((multiprocessors, -(-m // 64), dim), small)
+    does the one or the other: what was timed is a whole layer of the weight's lesser dimension; where none was, the rows
+    decide."""
+    return _layers().get((card.multiprocessors, card.wgmma, -(-m // 64), min(n, k)), m <= MAX_M)

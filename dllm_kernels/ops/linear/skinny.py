@@ -10,22 +10,13 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.ops.call import WRITTEN, custom_op, none_as_empty
+from dllm_kernels.ops.card import Card
 from dllm_kernels.ops.dispatch import aligned, implementation, select
-from dllm_kernels.ops.extension import cuda_unsupported_reason, has_wgmma, launch
+from dllm_kernels.ops.extension import cuda_unsupported_reason, launch, max_cluster
 from dllm_kernels.ops.linear import config as gemm_config
-from dllm_kernels.ops.linear.config import (
-    MAX_M,
-    MAX_VALUES,
-    MAX_WIDTH,
-    SKINNY,
-    GemmConfig,
-    block_bytes,
-    blocks,
-    is_faster,
-)
+from dllm_kernels.ops.linear.config import MAX_M, SKINNY, GemmConfig, blocks, is_faster
 from dllm_kernels.ops.linear.packing import PackedWeight, unpack_data
 from dllm_kernels.ops.linear.reference import merged_statistics, reference, row_statistics
-from dllm_kernels.utils.device import multiprocessors, shared_memory
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,7 @@ class LinearSkinny:
         residual: bfloat16 [B, T, N], or [1, T, N] for all samples.
         next_scale: [N] float32; asks for scaled_out.
         with_stats: asks for stats_out.
+        clusters: whether the blocks that share a K are a cluster; otherwise they use the workspace.
         output: [B, T, N] bfloat16.
         scaled_out: [B, T, N] bfloat16, the output as rounded times (1 + next_scale).
         stats_out: [B T, chunks, 2] float32 of the output as rounded, in chunks of tile_n columns.
@@ -65,6 +57,7 @@ class LinearSkinny:
     residual: Tensor | None = None
     next_scale: Tensor | None = None
     with_stats: bool = False
+    clusters: bool = True
     output: Tensor | None = field(default=None, metadata=WRITTEN)
     scaled_out: Tensor | None = field(default=None, metadata=WRITTEN)
     stats_out: Tensor | None = field(default=None, metadata=WRITTEN)
@@ -124,16 +117,19 @@ def select_config(
         as_for: decide as for this many rows instead.
     """
     m = as_for or m
-    wanted = backend == "cuda" or (backend == "auto" and is_faster(multiprocessors(device), m, n, k))
+    card = Card.of(device)
+    wanted = backend == "cuda" or (backend == "auto" and is_faster(m, n, k, card))
     if not wanted or unsupported_reason(n, k, dtype, device) is not None:
         return None
-    limit = block_bytes(shared_memory(device))
-    return gemm_config.select_config(multiprocessors(device), m, n, k, limit, has_wgmma(device))
+    return gemm_config.select_config(m, n, k, card)
 
 
-def workspace_elements(packed: PackedWeight, m: int) -> int:
-    """float32 values that a call of `m` rows needs as workspace."""
-    return 0
+def workspace_elements(packed: PackedWeight, m: int, max_cluster: int) -> int:
+    """float32 values that a call of `m` rows needs as workspace on a card with clusters of `max_cluster` blocks at most."""
+    config = packed.config
+    if config.split_k <= max_cluster:
+        return 0
+    return blocks(config, m, packed.n) * config.tile_m * config.tile_n * config.split_k
 
 
 def empty_workspace(elements: int, device: torch.device) -> Tensor:
@@ -145,8 +141,7 @@ def empty_workspace(elements: int, device: torch.device) -> Tensor:
     "linear_skinny",
     "cuda",
     cuda_unsupported_reason,
-    "bfloat16, where a whole layer was timed and faster (ops/linear/table.json); where none was timed, up to "
-    f"{MAX_M} rows and {MAX_VALUES:,} values of a weight, its lesser dimension up to {MAX_WIDTH}",
+    f"bfloat16, where a whole layer was timed and faster (ops/linear/table.json); where none was timed, up to {MAX_M} rows",
 )
 def _cuda(call: LinearSkinny) -> tuple[Tensor, Tensor, Tensor]:
     call = call.with_outputs()
@@ -204,7 +199,8 @@ def linear_skinny(
     Raises:
         ValueError: a shape or dtype does not fit.
     """
-    call = LinearSkinny(x, packed.data, bias, workspace, packed.n, packed.config, **around)
+    clusters = packed.config.split_k <= max_cluster(x.device)
+    call = LinearSkinny(x, packed.data, bias, workspace, packed.n, packed.config, clusters=clusters, **around)
     _validate(call, packed)
     y, scaled, stats = _linear_skinny(call)
     return y, None if call.next_scale is None else scaled, stats if call.with_stats else None
@@ -216,7 +212,7 @@ def _validate(call: LinearSkinny, packed: PackedWeight) -> None:
         raise ValueError(f"weight is [{n}, {k}]; both must be multiples of 8")
     if x.ndim != 3 or x.dtype != torch.bfloat16 or x.shape[-1] != k or x.numel() == 0 or not x.is_contiguous():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; it must be a contiguous bfloat16 [B, T, {k}] that is not empty")
-    workspace, needed = call.workspace, workspace_elements(packed, call.m)
+    workspace, needed = call.workspace, workspace_elements(packed, call.m, max_cluster(x.device))
     if workspace.dtype != torch.float32 or workspace.numel() < needed:
         found = f"{workspace.numel()} values of {workspace.dtype}"
         raise ValueError(f"the workspace has {found}; it must have {needed} of float32")

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.ops.call import custom_op, none_as_empty
+from dllm_kernels.ops.card import RESERVED_BYTES, SHARED_BYTES
 from dllm_kernels.ops.dispatch import implementation, select
 from dllm_kernels.ops.extension import cuda_unsupported_reason, launch
 from dllm_kernels.ops.kernels import TILES
-from dllm_kernels.ops.linear.config import MAX_M, RESERVED_BYTES, SHARED_BYTES, GemmConfig
+from dllm_kernels.ops.linear.config import GemmConfig
 from dllm_kernels.ops.linear.packing import PackedWeight, unpack
 from dllm_kernels.ops.lm_head.call import LmHeadCall, validate_shared
 from dllm_kernels.utils.device import multiprocessors, shared_memory
@@ -24,6 +25,8 @@ FEW_ROWS, MANY_ROWS = GemmConfig(*_FEW, 1, 4), GemmConfig(*_MANY, 1, 7)
 """Its tiles, 64 rows by 256 entries and 128 by 128, with rings as deep as two blocks an SM allow."""
 LARGEST_K = 5120
 """The largest width of hidden states with which it was timed, and faster than the library (docs/kernels.md)."""
+MAX_M = 64
+"""The most rows for which `auto` takes it."""
 BLOCKS = 2
 """Blocks of an SM, where its shared memory allows."""
 

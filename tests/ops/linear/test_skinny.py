@@ -7,16 +7,18 @@ import math
 import pytest
 import torch
 
+from dllm_kernels.bench.tune import shapes
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.ops import extension
+from dllm_kernels.ops.card import RTX_5090, SHARED_BYTES, Card
 from dllm_kernels.ops.extension import has_wgmma
 from dllm_kernels.ops.kernels import TILES
 from dllm_kernels.ops.linear import config as gemm_config
 from dllm_kernels.ops.linear.config import (
-    SHARED_BYTES,
     SKINNY_TILES,
     WGMMA_TILES,
     GemmConfig,
-    block_bytes,
+    busiest_bytes,
     candidates,
     derived,
     is_faster,
@@ -208,11 +210,10 @@ def test_packing_a_padded_weight_from_its_whole_shape():
     ("backend", "rows", "as_for", "shape", "expected"),
     [
         ("auto", 64, None, (8192, 2048), True),
-        ("auto", 65, None, (8192, 2048), False),
+        ("auto", 128, None, (20480, 5120), True),
+        ("auto", 129, None, (8192, 2048), False),
         ("auto", 512, 64, (8192, 2048), True),
-        ("auto", 64, 128, (8192, 2048), False),
-        ("auto", 64, None, (5120, 5120), False),
-        ("auto", 64, None, (20480, 2048), False),
+        ("auto", 64, 192, (8192, 2048), False),
         ("cuda", 512, None, (20480, 5120), True),
         ("triton", 64, None, (8192, 2048), False),
         ("torch", 64, None, (8192, 2048), False),
@@ -226,7 +227,7 @@ def test_what_is_streamed(monkeypatch, backend, rows, as_for, shape, expected):
     cut = select_config(rows, *shape, torch.bfloat16, torch.device("cpu"), backend, as_for)
     assert (cut is not None) == expected
     if expected:
-        assert cut == gemm_config.select_config(132, as_for or rows, *shape, block_bytes(228 * 1024), wgmma=True)
+        assert cut == gemm_config.select_config(as_for or rows, *shape, Card())
 
 
 def test_which_weights_can_be_streamed():
@@ -239,72 +240,92 @@ def test_which_weights_can_be_streamed():
 SHAPES = [(6144, 2048), (2048, 2048), (8192, 2048), (2048, 8192), (15360, 5120), (5120, 20480), (2304, 768), (64, 64), (8, 8)]
 
 
-@pytest.mark.parametrize("warpgroups", [False, True])
-@pytest.mark.parametrize("multiprocessors", [132, 170])
+CARDS = {
+    "H200": Card(),
+    "RTX 5090": RTX_5090,
+    "RTX PRO 6000": Card(188, 100 * 1024, wgmma=False),
+    "DGX Spark": Card(48, 100 * 1024, wgmma=False),
+    "B200": Card(148, wgmma=False),
+    "78 SMs, no clusters": Card(78, 100 * 1024, wgmma=False, max_cluster=1),
+}
+"""By name. Of all but the first no time is known."""
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 @pytest.mark.parametrize(("outputs", "width"), SHAPES)
 @pytest.mark.parametrize("rows", [1, 64, 65, 256])
-def test_every_cut_fits(multiprocessors, outputs, width, rows, warpgroups):
-    whole = warpgroups and outputs >= 64 and width % 64 == 0
-    for limit in (SHARED_BYTES, block_bytes(228 * 1024)):
-        fitting = set(candidates(rows, outputs, width, limit, warpgroups))
-        assert derived(multiprocessors, rows, outputs, width, limit, warpgroups) in fitting
+def test_every_cut_fits(card, outputs, width, rows):
+    for limit in (card.block_bytes, card.half_bytes):
+        fitting = set(candidates(rows, outputs, width, card, limit))
+        assert limit != card.block_bytes or derived(rows, outputs, width, card) in fitting
         for config in fitting:
-            assert config.tile in (WGMMA_TILES if whole else SKINNY_TILES) and config.wgmma == whole
+            assert config.tile in (WGMMA_TILES if card.wgmma else SKINNY_TILES) and config.wgmma == card.wgmma
             assert config.num_stages >= 2 and config.shared_bytes() <= limit
-            assert config.split_k <= min(8, -(-width // config.tile_k))
+            assert config.split_k <= min(card.max_cluster, -(-width // config.tile_k))
             of_a_slice = math.ceil(math.ceil(width / config.tile_k) / config.split_k)
-            assert config.num_stages <= max(2, of_a_slice) and (not whole or config.input_stages <= max(2, of_a_slice))
+            assert config.num_stages <= max(2, of_a_slice) and config.input_stages <= max(2, of_a_slice)
             deeper = dataclasses.replace(config, num_stages=config.num_stages + 1)
             assert config.num_stages in (16, max(2, of_a_slice)) or deeper.shared_bytes() > limit
-            assert not whole or (config.tile_n <= outputs and width % config.tile_k == 0)
+
+
+@pytest.mark.parametrize("name", ["RTX 5090", "RTX PRO 6000"])
+@pytest.mark.parametrize("preset", ["open-dllm-35b-a3b", "open-dllm-27b"])
+def test_no_multiprocessor_reads_much_more_than_its_share(name, preset):
+    card = CARDS[name]
+    for outputs, width in shapes(LDLMConfig.preset(preset)):
+        config = gemm_config.select_config(64, outputs, width, card)
+        busiest = busiest_bytes(config, 64, outputs, width, card.multiprocessors)
+        assert 2 * outputs * width / (card.multiprocessors * busiest) >= 0.9, (outputs, width, config)
+
+
+def test_bytes_of_the_busiest_multiprocessor():
+    # 3 blocks of 64 outputs in 2 slices of 2 and 1 stages: of 4 SMs one has two blocks, of 6 each has one.
+    config = GemmConfig(64, 64, 64, 2, 2, 2, 2, 2)
+    assert busiest_bytes(config, 64, 192, 192, 4) == 2 * 2 * 64 * 64 * 2
+    assert busiest_bytes(config, 64, 192, 192, 6) == 2 * 64 * 64 * 2
 
 
 def test_the_next_kernels_block_fits_beside_a_block_where_it_can():
-    assert 2 * (block_bytes(228 * 1024) + 1024) == 228 * 1024
-    assert block_bytes(100 * 1024) == SHARED_BYTES
+    assert 2 * (Card().block_bytes + 1024) == 228 * 1024
+    assert RTX_5090.block_bytes == SHARED_BYTES and RTX_5090.half_bytes == 50_176
 
 
 def test_a_shape_that_was_timed_takes_its_cut_from_the_table(monkeypatch):
-    config = GemmConfig(64, 256, 32, 1, 8, 2, 3)
-    monkeypatch.setattr(gemm_config, "_table", lambda: {(132, 1, 6144, 2048): config})
-    assert gemm_config.select_config(132, 64, 6144, 2048) is config
-    assert gemm_config.select_config(170, 64, 6144, 2048) == derived(170, 64, 6144, 2048)
-    assert gemm_config.select_config(132, 65, 6144, 2048) == derived(132, 65, 6144, 2048)
-    assert gemm_config.select_config(132, 64, 6144, 2048, 60_000) == derived(132, 64, 6144, 2048, 60_000)
-
-
-def test_a_cut_for_warpgroups_is_taken_where_the_card_has_them(monkeypatch):
-    config = GemmConfig(64, 64, 64, 4, 1, 2, 5, 4)
-    monkeypatch.setattr(gemm_config, "_table", lambda: {(132, 1, 6144, 2048): config})
-    assert gemm_config.select_config(132, 64, 6144, 2048, wgmma=True) is config
-    assert gemm_config.select_config(132, 64, 6144, 2048) == derived(132, 64, 6144, 2048)
+    config, proxy = GemmConfig(64, 64, 64, 2, 2, 2, 5, 4), Card(132, 100 * 1024, wgmma=False)
+    monkeypatch.setattr(gemm_config, "_table", lambda: {(132, False, 1, 6144, 2048): config})
+    assert gemm_config.select_config(64, 6144, 2048, proxy) is config
+    untimed = [(64, RTX_5090), (64, Card()), (65, proxy), (64, dataclasses.replace(proxy, max_cluster=1))]
+    for rows, card in untimed:
+        assert gemm_config.select_config(rows, 6144, 2048, card) == derived(rows, 6144, 2048, card) != config
 
 
 def test_a_plan_streams_where_a_whole_layer_was_faster(monkeypatch):
-    monkeypatch.setattr(gemm_config, "_layers", lambda: {(132, 1, 2048): False, (132, 2, 2048): True, (132, 1, 5120): True})
+    layers = {(132, True, 1, 2048): False, (132, True, 2, 2048): True, (132, True, 3, 5120): True}
+    monkeypatch.setattr(gemm_config, "_layers", lambda: layers)
     for outputs, width in ((6144, 2048), (2048, 8192), (16384, 2048)):
-        assert not is_faster(132, 64, outputs, width) and is_faster(132, 65, outputs, width)
-    assert is_faster(132, 64, 20480, 5120) and not is_faster(132, 65, 20480, 5120)
-    # Where none was timed, the sizes decide.
-    assert is_faster(170, 64, 6144, 2048) and not is_faster(170, 65, 6144, 2048) and not is_faster(170, 64, 20480, 5120)
+        assert not is_faster(64, outputs, width, Card()) and is_faster(65, outputs, width, Card())
+    assert is_faster(192, 20480, 5120, Card()) and not is_faster(192, 6144, 2048, Card())
+    # Where none was timed, the rows decide.
+    assert is_faster(64, 6144, 2048, RTX_5090) and is_faster(128, 20480, 5120, RTX_5090)
+    assert not is_faster(129, 6144, 2048, RTX_5090)
 
 
 def test_the_table_fits():
-    for (_, row_tiles, outputs, width), config in gemm_config._table().items():
-        assert config.shared_bytes() <= block_bytes(228 * 1024) and config.num_stages >= 2
-        assert (config.tile, config.split_k) in {
-            (c.tile, c.split_k)
-            for warpgroups in (False, True)
-            for c in candidates(64 * row_tiles, outputs, width, block_bytes(228 * 1024), warpgroups)
-        }
+    assert {wgmma for _, wgmma, *_ in gemm_config._table()} == {False, True}
+    for (multiprocessors, wgmma, row_tiles, outputs, width), config in gemm_config._table().items():
+        card = Card(multiprocessors, wgmma=wgmma) if wgmma else Card(multiprocessors, 100 * 1024, wgmma=False)
+        assert config.shared_bytes() <= card.block_bytes and config.num_stages >= 2
+        found = {(c.tile, c.split_k) for c in candidates(64 * row_tiles, outputs, width, card)}
+        assert (config.tile, config.split_k) in found
 
 
 @needs_gpu
 @pytest.mark.parametrize("tile", SKINNY_TILES)
 def test_the_kernel_is_the_definition(tile):
     shapes = [(64, 512, 512), (63, 520, 328), (65, 256, 2048), (1, 256, 128), (200, 1000, 1000), (16, 64, 2048)]
-    for slices, (rows, outputs, width), epilogue in itertools.product((1, 2, 3, 5, 8), shapes, EPILOGUES):
-        config = GemmConfig(*tile, slices, 3)
+    slices_of = [found.split_k for found in TILES["linear_skinny"] if found.shape == tile]
+    for slices, (rows, outputs, width), epilogue in itertools.product(slices_of, shapes, EPILOGUES):
+        config = GemmConfig(*tile, slices, 2, 2)
         if config.shared_bytes() <= SHARED_BYTES and slices <= -(-width // config.tile_k):
             check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
 
@@ -312,17 +333,17 @@ def test_the_kernel_is_the_definition(tile):
 @needs_hopper
 @pytest.mark.parametrize("tile", WGMMA_TILES)
 def test_the_kernel_by_warpgroups_is_the_definition(tile):
-    outputs, slices_of = tile[1], [found.split_k for found in TILES["linear_skinny_wgmma"] if found.shape == tile]
+    outputs, slices_of = tile[1], [found.split_k for found in TILES["linear_skinny"] if found.shape == tile]
     shapes = [(64, 4 * outputs, 512), (63, outputs + 40, 576), (65, 2048, 2048), (1, 2 * outputs, 512), (200, outputs, 1024)]
     for slices, (rows, outputs, width), epilogue in itertools.product(slices_of, shapes, EPILOGUES):
         for stages, input_stages in ((3, 2), (2, 4)):
             config = GemmConfig(*tile, slices, stages, input_stages)
-            if config.shared_bytes() <= block_bytes(228 * 1024):
+            if config.shared_bytes() <= Card().block_bytes:
                 check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
 
 
 CUTS = [
-    pytest.param(GemmConfig(64, 128, 64, 2, 4, 3, 3), id="portable"),
+    pytest.param(GemmConfig(64, 128, 64, 2, 2, 3, 3, 2), id="portable"),
     pytest.param(GemmConfig(64, 64, 64, 4, 1, 4, 3), marks=needs_hopper, id="warpgroups"),
     pytest.param(GemmConfig(128, 64, 64, 8, 1, 4, 3), marks=needs_hopper, id="warpgroups of 128 rows"),
 ]
