@@ -69,8 +69,8 @@ def tune_shape(
 
 
 def busy_configs(m: int, n: int, k: int, card: Card) -> Iterator[GemmConfig]:
-    """The configs of at most a sixteenth of padding that give every other SM a block, with rings as deep as a block of an SM and
-    as more of them allow, and one less."""
+    """The configs of at most a sixteenth of padding that give every other SM a block, with rings as deep as few and more blocks
+    of an SM allow, and one less."""
     # On Hopper two blocks of an SM and three; elsewhere one and two.
     limits = (card.block_bytes, card.block_bytes * 2 // 3 if card.wgmma else card.half_bytes)
     for config in (config for limit in limits for config in candidates(m, n, k, card, limit)):

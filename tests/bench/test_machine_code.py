@@ -7,6 +7,8 @@ import pytest
 
 from dllm_kernels.bench import machine_code
 from dllm_kernels.bench.machine_code import Kernel
+from dllm_kernels.ops.card import RTX_5090
+from dllm_kernels.ops.kernels import TILES
 from tests.cli.command import run
 from tests.ops.test_extension import needs_module
 
@@ -36,15 +38,25 @@ def test_a_kernel_for_other_architectures_is_empty():
 
 @needs_module
 def test_the_skinny_linear_by_wgmma(built):
-    found = [kernel for kernel in built if kernel.title.startswith("linear_skinny_wgmma<")]
+    found = [kernel for kernel in skinny_linears(built, "sm_90a") if kernel.count("HGMMA")]
     assert len(found) == 24 and {kernel.architecture for kernel in found} == {"sm_90a"}
     for kernel in found:
         assert kernel.defects() == [], kernel.title
         assert kernel.count("UBLKCP") >= 1 and kernel.count("UTMALDG") >= 1 and kernel.count("LDS.128") >= 6, kernel.title
         assert kernel.count("HGMMA") >= 4 and kernel.count("HMMA") == 0, kernel.title
         # Two blocks on an SM, of eight warps, or of twelve for 128 rows.
-        warps = int(re.findall(r"\d+", kernel.title)[0]) // 16 + 4
+        warps = tile_of(kernel)[3] + 4
         assert 2 * warps * -(-kernel.usage["REG"] * 32 // 256) * 256 <= 65_536, kernel.title
+
+
+def skinny_linears(built: list[Kernel], architecture: str) -> list[Kernel]:
+    """The kernels of linear_skinny that have code for an architecture."""
+    return [k for k in built if k.architecture == architecture and k.title.startswith("linear_skinny<") and not k.empty]
+
+
+def tile_of(kernel: Kernel) -> list[int]:
+    """Rows, outputs, columns of a stage, warps along rows and outputs, and slices of K."""
+    return [int(number) for number in re.findall(r"\d+", kernel.title)]
 
 
 def pending_at_the_second_arrival(sass: str) -> tuple[int, set[int]]:
@@ -71,8 +83,8 @@ def test_loads_that_are_pending_are_found():
 @needs_module
 def test_the_sums_of_peers_are_there_before_a_block_says_that_it_has_read_them(built):
     """PTX orders no reads before a relaxed arrival; a value that has been added up has been read."""
-    clusters = [k for k in built if re.match(r"linear_skinny_wgmma<\d+, \d+, [248]>", k.title)]
-    assert len(clusters) == 17
+    clusters = [k for k in skinny_linears(built, "sm_90a") if tile_of(k)[-1] > 1]
+    assert len(clusters) == 46
     for kernel in clusters:
         loads, pending = pending_at_the_second_arrival(kernel.sass)
         assert loads >= 4 and not pending, kernel.title
@@ -100,10 +112,27 @@ def test_the_persistent_linear(built):
 
 @needs_module
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
-def test_skinny_kernels_have_the_instructions_meant(built, architecture):
-    skinny = [k for k in built if k.architecture == architecture and k.title.startswith(("linear_skinny<", "lm_head_skinny<"))]
-    assert len([k for k in skinny if k.title.startswith("linear_skinny<")]) == 8
-    for kernel in skinny:
+def test_the_skinny_linear_by_mma(built, architecture):
+    found = [kernel for kernel in skinny_linears(built, architecture) if not kernel.count("HGMMA")]
+    assert len(found) == 35
+    for kernel in found:
+        assert kernel.defects() == [], kernel.title
+        assert kernel.count("UBLKCP") >= 1 and kernel.count("UTMALDG") >= 1, kernel.title
+        assert kernel.count("HMMA") >= 16 and kernel.count("LDSM.4") >= 8, kernel.title
+        tile = next(t for t in TILES["linear_skinny"] if [*t.shape, t.split_k] == tile_of(kernel))
+        rings = 2 * 2 * tile.tile_k * (tile.tile_m + tile.tile_n)
+        fits_twice = tile.ring_offset + max(rings, tile.product_bytes) <= RTX_5090.half_bytes
+        # Registers are given out in lots of 256 a warp (CUDA C++ Programming Guide, Compute Capabilities).
+        registers = (tile.num_warps_m * tile.num_warps_n + 4) * -(-kernel.usage["REG"] * 32 // 256) * 256
+        assert (2 if fits_twice else 1) * registers <= 65_536, kernel.title
+
+
+@needs_module
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
+def test_the_skinny_lm_head(built, architecture):
+    found = [k for k in built if k.architecture == architecture and k.title.startswith("lm_head_skinny<")]
+    assert len(found) == 4
+    for kernel in found:
         assert kernel.defects() == [], kernel.title
         assert kernel.count("UBLKCP") >= 1 and kernel.count("UTMALDG") >= 1, kernel.title
         if architecture == "sm_90a":
@@ -113,20 +142,9 @@ def test_skinny_kernels_have_the_instructions_meant(built, architecture):
 
 
 @needs_module
-@pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
-def test_two_blocks_of_the_skinny_linear_fit_an_sm(built, architecture):
-    for kernel in built:
-        if kernel.architecture == architecture and kernel.title.startswith("linear_skinny<"):
-            num_warps_m, num_warps_n = map(int, re.findall(r"\d+", kernel.title)[3:5])
-            # Registers are given out in lots of 256 a warp (CUDA C++ Programming Guide, Compute Capabilities).
-            warps, of_a_warp = num_warps_n * num_warps_m, -(-kernel.usage["REG"] * 32 // 256) * 256
-            assert (2 if warps <= 8 else 1) * warps * of_a_warp <= 65_536, kernel.title
-
-
-@needs_module
 def test_info_prints_the_table():
     rows = json.loads(run("info", "--kernels", "--json").stdout)["kernels"]
     assert {row["architecture"] for row in rows} == {"sm_90a", "sm_120a"}
     assert all(row["spills"] == row["stack_bytes"] == row["local_bytes"] == 0 for row in rows)
-    assert any(row["kernel"] == "linear_skinny<64, 256, 32, 1, 8>" and row["instructions"]["HMMA"] > 0 for row in rows)
-    assert "linear_skinny<64,256,32,1,8>" in run("info", "--kernels").stdout
+    assert any(row["kernel"] == "linear_skinny<64, 128, 64, 2, 2, 1>" and row["instructions"]["HMMA"] > 0 for row in rows)
+    assert "linear_skinny<64,128,64,2,2,1>" in run("info", "--kernels").stdout

@@ -12,12 +12,12 @@ from dllm_kernels.inference.fold import Numerics
 from dllm_kernels.inference.pack import PlanOptions, pack_model
 from dllm_kernels.inference.weights import LiveModel
 from dllm_kernels.model.config import open_dllm_config
-from dllm_kernels.ops.extension import has_wgmma
+from dllm_kernels.ops.card import RTX_5090, Card
 from dllm_kernels.ops.linear import config as gemm_config
 from dllm_kernels.ops.linear.config import GemmConfig
 
 CPU = torch.device("cpu")
-HOPPER = torch.cuda.is_available() and has_wgmma(torch.device("cuda"))
+CARD = Card.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def test_the_shapes_of_a_preset():
@@ -41,21 +41,25 @@ def test_the_shapes_are_those_that_a_plan_asks_for(monkeypatch):
 
 
 def test_configs_that_keep_a_card_busy():
-    configs = list(module.busy_configs(64, 8192, 2048, 132))
-    assert len(configs) > 20 and all(92 <= 8192 // config.tile_n * config.split_k <= 410 for config in configs)
-    assert list(module.busy_configs(64, 192, 64, 132)) == []
-    configs = list(module.busy_configs(64, 8192, 2048, 132, wgmma=True))
-    assert len(configs) > 20 and all(config.wgmma and 59 <= 8192 // config.tile_n * config.split_k <= 410 for config in configs)
+    for card in Card(), RTX_5090:
+        configs = list(module.busy_configs(64, 8192, 2048, card))
+        counts = {-(-8192 // config.tile_n) * config.split_k for config in configs}
+        assert len(configs) > 20 and 0.45 * card.multiprocessors <= min(counts) and max(counts) <= 3.1 * card.multiprocessors
+        assert {config.wgmma for config in configs} == {card.wgmma}
+    assert {config.shared_bytes() > RTX_5090.half_bytes for config in configs} == {True, False}
+    assert list(module.busy_configs(64, 192, 64, Card())) == []
+    configs = list(module.busy_configs(64, 8192, 2048, Card()))
     assert {config.tile_n for config in configs if 8192 % config.tile_n} == {80, 96, 144, 160}
     # No more than a sixteenth of padding.
-    assert {config.tile_n for config in module.busy_configs(64, 1024, 16384, 132, wgmma=True)} == {64, 128}
+    assert {config.tile_n for config in module.busy_configs(64, 1024, 16384, Card())} == {64, 128}
 
 
 def test_an_entry_holds_the_fastest_config_and_both_times():
-    slow, fast = GemmConfig(64, 256, 32, 1, 8, 2, 4), GemmConfig(64, 128, 64, 2, 4, 4, 3)
-    made = module.entry(132, 65, 512, 256, [(None, 9.876), (slow, 8.0), (fast, 7.004)])
+    slow, fast = GemmConfig(64, 64, 64, 2, 2, 2, 4), GemmConfig(64, 128, 64, 2, 2, 4, 3)
+    made = module.entry(Card(), 65, 512, 256, [(None, 9.876), (slow, 8.0), (fast, 7.004)])
     assert made == {
         "multiprocessors": 132,
+        "wgmma": True,
         "row_tiles": 2,
         "n": 512,
         "k": 256,
@@ -63,7 +67,7 @@ def test_an_entry_holds_the_fastest_config_and_both_times():
         "tile_n": 128,
         "tile_k": 64,
         "num_warps_m": 2,
-        "num_warps_n": 4,
+        "num_warps_n": 2,
         "split_k": 4,
         "num_stages": 3,
         "input_stages": 4,
@@ -74,14 +78,14 @@ def test_an_entry_holds_the_fastest_config_and_both_times():
 
 
 def test_an_entry_holds_the_config_that_was_chosen_for_the_layer():
-    slow, fast = GemmConfig(64, 256, 32, 1, 8, 2, 4), GemmConfig(64, 128, 64, 2, 4, 4, 3)
-    made = module.entry(132, 64, 512, 256, [(None, 9.0), (slow, 8.0), (fast, 7.0)], slow)
-    assert (made["tile_n"], made["num_warps_n"], made["split_k"], made["num_stages"]) == (256, 8, 2, 4)
+    slow, fast = GemmConfig(64, 64, 64, 2, 2, 2, 4), GemmConfig(64, 128, 64, 2, 2, 4, 3)
+    made = module.entry(Card(), 64, 512, 256, [(None, 9.0), (slow, 8.0), (fast, 7.0)], slow)
+    assert (made["tile_n"], made["num_warps_n"], made["split_k"], made["num_stages"]) == (64, 2, 2, 4)
     assert (made["us"], made["fastest_us"]) == (8.0, 7.0)
 
 
 def test_the_fastest_configs():
-    configs = [GemmConfig(64, 256, 32, 1, 8, slices, 4) for slices in (1, 2, 3)]
+    configs = [GemmConfig(64, 64, 64, 2, 2, slices, 4) for slices in (1, 2, 3)]
     timed = [(None, 1.0), (configs[0], 8.0), (configs[1], 6.0), (configs[2], 7.0)]
     assert module.fastest(timed, 2) == [configs[1], configs[2]] and module.fastest(timed, 9) == [
         configs[1],
@@ -116,7 +120,7 @@ def test_configs_are_chosen_for_each_other():
 
 
 def test_a_config_that_was_fast_once_is_not_taken():
-    configs = [GemmConfig(64, 256, 32, 1, 8, slices, 4) for slices in (1, 2)]
+    configs = [GemmConfig(64, 64, 64, 2, 2, slices, 4) for slices in (1, 2)]
     times = iter([5.0, 4.0, 6.0])
     assert refine({"qkv": configs[0]}, {"qkv": configs}, lambda _: next(times)) == ({"qkv": configs[0]}, 5.0)
 
@@ -141,9 +145,7 @@ def test_every_entry_of_the_table_says_where_it_is_from():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was timed")
 def test_the_times_of_a_small_shape():
-    configs = (
-        list(module.busy_configs(64, 2048, 1024, 132))[:2] + list(module.busy_configs(64, 2048, 1024, 132, wgmma=HOPPER))[-1:]
-    )
+    configs = list(module.busy_configs(64, 2048, 1024, RTX_5090))[:2] + list(module.busy_configs(64, 2048, 1024, CARD))[-1:]
     timed = dict(module.tune_shape(64, 2048, 1024, torch.device("cuda"), configs))
     assert len(timed) == 4 and all(0.5 < time < 1000 for time in timed.values())
 
@@ -151,5 +153,5 @@ def test_the_times_of_a_small_shape():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was timed")
 def test_the_times_of_a_small_layer():
     chain = LayerChain(64, 512, 8, torch.device("cuda"))
-    configs = {name: gemm_config.select_config(132, 64, *shape, wgmma=HOPPER) for name, shape in layer_shapes(512).items()}
+    configs = {name: gemm_config.select_config(64, *shape, CARD) for name, shape in layer_shapes(512).items()}
     assert 1 < chain.streamed(configs) < 1000 and 1 < chain.library() < 1000

@@ -9,6 +9,7 @@ import torch
 from dllm_kernels.bench import tune as tuning
 from dllm_kernels.cli import tune as command
 from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.ops.card import Card
 from tests.cli.command import run
 
 
@@ -19,8 +20,8 @@ def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(command, "resolve_device", torch.device)
     monkeypatch.setattr(command, "cuda_unsupported_reason", lambda device: None)
-    for name, value in (("has_wgmma", False), ("multiprocessors", 132), ("shared_memory", 228 * 1024)):
-        monkeypatch.setattr(tuning, name, lambda device, value=value: value)
+    monkeypatch.setattr(tuning.Card, "of", lambda device: Card(132, 100 * 1024, wgmma=False))
+    monkeypatch.setattr(tuning, "max_cluster", lambda device: 8)
 
     def tune_shape(rows, outputs, width, device, cuts):
         yield None, 20.0
@@ -48,7 +49,9 @@ def test_the_table_and_what_is_said_of_it(card, tmp_path):
     table = json.loads(path.read_text())
     source = {"card": "a card", "date": date.today().isoformat(), "torch": torch.__version__}
     (layer,) = table["layers"]
-    assert layer == {"multiprocessors": 132, "row_tiles": 1, "dim": 2048, "us": 40.0, "library_us": 55.5} | source
+    assert (
+        layer == {"multiprocessors": 132, "wgmma": False, "row_tiles": 1, "dim": 2048, "us": 40.0, "library_us": 55.5} | source
+    )
     shapes = tuning.shapes(LDLMConfig.preset("open-dllm-35b-a3b"))
     assert [(entry["n"], entry["k"]) for entry in table["entries"]] == shapes and len(lines) == 1 + len(shapes)
     assert all(entry.items() >= (source | {"multiprocessors": 132, "us": 5.0}).items() for entry in table["entries"])

@@ -10,7 +10,8 @@ import dllm_kernels.inference.pack as pack_module
 from dllm_kernels import FusedSampler
 from dllm_kernels.inference.fold import Numerics
 from dllm_kernels.inference.plan import Plan
-from dllm_kernels.ops.linear.config import SKINNY_TILES, GemmConfig
+from dllm_kernels.ops.kernels import TILES
+from dllm_kernels.ops.linear.config import GemmConfig
 from dllm_kernels.ops.linear.skinny import row_statistics
 from dllm_kernels.ops.lm_head.skinny import FEW_ROWS
 from tests.inference.packed import CARD, CONFIGS, TIMES, pack
@@ -46,9 +47,10 @@ def packing(monkeypatch):
     """Has every layer packed, each with another configuration."""
     count = iter(range(10**6))
 
-    def select(*_):
-        i = next(count)
-        return GemmConfig(*SKINNY_TILES[i % len(SKINNY_TILES)], 1 + i % 3, 2)
+    def select(rows, outputs, width, *_):
+        tiles = [t for t in TILES["linear_skinny"] if not t.wgmma and t.split_k <= -(-width // t.tile_k)]
+        tile = tiles[next(count) % len(tiles)]
+        return GemmConfig(*tile.shape, tile.split_k, 2, 2)
 
     monkeypatch.setattr(pack_module, "select_config", select)
 

@@ -66,8 +66,8 @@ struct LinearTile {
     static constexpr int kGroups = ((kEights - 1) / kSplitK + kAtOnce) / kAtOnce;
     static constexpr uint32_t kOwnRows = kGroups * kAtOnce * 8;
     static constexpr bool kEvenly = kOwnRows * kSplitK == kM;  // each slice owns as many
-    static constexpr int kOwn = (kPieces - 1) / kShares + 1;  // pieces of a warp in eight rows, at most
-    static constexpr uint32_t kPitch = kN + 8;                // of the residual: rows in different banks
+    static constexpr int kOwn = (kPieces - 1) / kShares + 1;   // pieces of a warp in eight rows, at most
+    static constexpr uint32_t kPitch = kN + 8;                 // of the residual: rows in different banks
     using Epilogue = SkinnyEpilogue<kN, kPitch>;
 
     static constexpr uint32_t kVectors = (sizeof(Rings) + 15) / 16 * 16;

@@ -6,6 +6,7 @@ N, M and K are a GEMM's outputs, rows and depth: [M, K] times [N, K]^T. The tabl
 
 import functools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -128,8 +129,8 @@ def candidates(m: int, n: int, k: int, card: Card, shared_bytes: int | None = No
 
 def busiest_bytes(config: GemmConfig, m: int, n: int, k: int, multiprocessors: int) -> int:
     """Bytes of weights that the busiest SM reads."""
-    rounds = -(-blocks(config, m, n) * config.split_k // multiprocessors)
-    return rounds * -(-(-(-k // config.tile_k)) // config.split_k) * config.stage_bytes
+    rounds = math.ceil(blocks(config, m, n) * config.split_k / multiprocessors)
+    return rounds * math.ceil(math.ceil(k / config.tile_k) / config.split_k) * config.stage_bytes
 
 
 def derived(m: int, n: int, k: int, card: Card) -> GemmConfig:
@@ -141,7 +142,7 @@ def derived(m: int, n: int, k: int, card: Card) -> GemmConfig:
         processors = card.multiprocessors * 10 // 11 if config.wgmma and config.split_k > 2 else card.multiprocessors
         weights = busiest_bytes(config, m, n, k, processors)
         exchanged = config.tile_m * config.tile_n if config.split_k > 1 else 0
-        rounds = -(-blocks(config, m, n) * config.split_k // processors)
+        rounds = math.ceil(blocks(config, m, n) * config.split_k / processors)
         return weights * (1 + config.tile_m / config.tile_n / 8) + rounds * exchanged
 
     # Blocks of 128 rows are taken where they were timed.

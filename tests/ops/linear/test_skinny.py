@@ -11,7 +11,7 @@ from dllm_kernels.bench.tune import shapes
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.ops import extension
 from dllm_kernels.ops.card import RTX_5090, SHARED_BYTES, Card
-from dllm_kernels.ops.extension import has_wgmma
+from dllm_kernels.ops.extension import has_wgmma, max_cluster
 from dllm_kernels.ops.kernels import TILES
 from dllm_kernels.ops.linear import config as gemm_config
 from dllm_kernels.ops.linear.config import (
@@ -74,7 +74,7 @@ def problem(rows, outputs, width, config, epilogue, device="cpu", chunk=None):
         arguments["next_scale"] = random(outputs, device=device, seed=9)
     gelu = "gelu" in epilogue
     arguments |= {"gelu": gelu, "with_stats": "statistics" in epilogue}
-    workspace = empty_workspace(workspace_elements(packed, rows), x.device)
+    workspace = empty_workspace(workspace_elements(packed, rows, max_cluster(x.device)), x.device)
     truth = reference(x.double(), weight.double(), bias.double(), **exact, gelu=gelu)
     narrow = {name: value.bfloat16() for name, value in exact.items() if name not in ("column_sums", "mean", "variance")}
     normed = torch.nn.functional.layer_norm(x, (width,)) if "norm" in epilogue else x
@@ -137,20 +137,20 @@ def test_a_warpgroup_has_four_neighbouring_outputs_in_the_columns_of_a_thread():
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: "+".join(sorted(e)))
 @pytest.mark.parametrize(("rows", "outputs", "width"), [(1, 64, 64), (63, 200, 104), (65, 128, 256)])
 def test_the_definition(rows, outputs, width, epilogue):
-    check(rows, outputs, width, GemmConfig(64, 64, 64, 1, 4, 3, 2), epilogue, chunk=48 if width == 104 else None)
+    check(rows, outputs, width, GemmConfig(64, 64, 64, 2, 2, 3, 2), epilogue, chunk=48 if width == 104 else None)
 
 
 def test_the_op_passes_opcheck():
-    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 1, 4, 1, 2), set())
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 2, 2, 1, 2), set())
     call = LinearSkinny(x, packed.data, bias, workspace, 64, packed.config, gelu=True, next_scale=random(64), with_stats=True)
     arguments = [getattr(call, name) for name in ("input", "weight", "bias", "workspace", "n")]
-    arguments += [list(dataclasses.astuple(packed.config)), None, None, 0, None, True, None, call.next_scale, True]
+    arguments += [list(dataclasses.astuple(packed.config)), None, None, 0, None, True, None, call.next_scale, True, True]
     torch.library.opcheck(torch.ops.dllm_kernels.linear_skinny.default, tuple(arguments))
 
 
 @pytest.mark.parametrize(("outputs", "width"), [(100, 64), (64, 100)])
 def test_what_the_kernel_cannot_step_over_is_named(outputs, width):
-    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 1, 4, 1, 2), set())
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 2, 2, 1, 2), set())
     odd = type(packed)(packed.data, outputs, width, packed.config)
     with pytest.raises(ValueError, match=rf"weight is \[{outputs}, {width}\]; both must be multiples of 8"):
         linear_skinny(x, odd, bias, workspace)
@@ -172,10 +172,13 @@ def test_what_the_kernel_cannot_step_over_is_named(outputs, width):
         ({"gate": random(64).double()}, "gate is torch.float64"),
     ],
 )
-def test_what_does_not_fit_is_named(changed, message):
-    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 1, 4, 1, 2), set())
-    packed = type(packed)(packed.data, 64, 64, GemmConfig(64, 64, 64, 1, 4, 2, 2) if "workspace" in changed else packed.config)
+def test_what_does_not_fit_is_named(monkeypatch, changed, message):
+    config = GemmConfig(64, 64, 64, 2, 2, 2 if "workspace" in changed else 1, 2)
+    (x, packed, bias, workspace), _, _, _ = problem(5, 64, 64, dataclasses.replace(config, split_k=1), set())
+    packed = type(packed)(packed.data, 64, 64, config)
     if "workspace" in changed:
+        # It is needed where clusters do not run.
+        monkeypatch.setattr("dllm_kernels.ops.linear.skinny.max_cluster", lambda device: 1)
         message = message.replace("4096", "8192")
     arguments = {"x": x, "packed": packed, "bias": bias, "workspace": workspace} | changed
     with pytest.raises(ValueError, match=message):
@@ -190,7 +193,7 @@ def test_what_does_not_fit_is_named(changed, message):
     ],
 )
 def test_statistics_that_do_not_fit_are_named(statistics, message):
-    positional, _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 1, 4, 1, 2), set())
+    positional, _, _, _ = problem(5, 64, 64, GemmConfig(64, 64, 64, 2, 2, 1, 2), set())
     if statistics.is_contiguous() and statistics.dtype == torch.float32:
         statistics = torch.zeros(2, 5, 1).permute(1, 2, 0)
     with pytest.raises(ValueError, match=message):
@@ -246,7 +249,7 @@ CARDS = {
     "RTX PRO 6000": Card(188, 100 * 1024, wgmma=False),
     "DGX Spark": Card(48, 100 * 1024, wgmma=False),
     "B200": Card(148, wgmma=False),
-    "78 SMs, no clusters": Card(78, 100 * 1024, wgmma=False, max_cluster=1),
+    "78 SMs": Card(78, 100 * 1024, wgmma=False),
 }
 """By name. Of all but the first no time is known."""
 
@@ -261,7 +264,7 @@ def test_every_cut_fits(card, outputs, width, rows):
         for config in fitting:
             assert config.tile in (WGMMA_TILES if card.wgmma else SKINNY_TILES) and config.wgmma == card.wgmma
             assert config.num_stages >= 2 and config.shared_bytes() <= limit
-            assert config.split_k <= min(card.max_cluster, -(-width // config.tile_k))
+            assert config.split_k <= min(8, -(-width // config.tile_k))
             of_a_slice = math.ceil(math.ceil(width / config.tile_k) / config.split_k)
             assert config.num_stages <= max(2, of_a_slice) and config.input_stages <= max(2, of_a_slice)
             deeper = dataclasses.replace(config, num_stages=config.num_stages + 1)
@@ -294,7 +297,7 @@ def test_a_shape_that_was_timed_takes_its_cut_from_the_table(monkeypatch):
     config, proxy = GemmConfig(64, 64, 64, 2, 2, 2, 5, 4), Card(132, 100 * 1024, wgmma=False)
     monkeypatch.setattr(gemm_config, "_table", lambda: {(132, False, 1, 6144, 2048): config})
     assert gemm_config.select_config(64, 6144, 2048, proxy) is config
-    untimed = [(64, RTX_5090), (64, Card()), (65, proxy), (64, dataclasses.replace(proxy, max_cluster=1))]
+    untimed = [(64, RTX_5090), (64, Card()), (65, proxy)]
     for rows, card in untimed:
         assert gemm_config.select_config(rows, 6144, 2048, card) == derived(rows, 6144, 2048, card) != config
 
@@ -353,7 +356,7 @@ CUTS = [
 @pytest.mark.parametrize("config", CUTS)
 def test_a_row_does_not_depend_on_the_rows_beside_it(config):
     (x, packed, bias, _), arguments, _, _ = problem(200, 512, 1024, config, {"gelu"}, "cuda")
-    workspace = empty_workspace(workspace_elements(packed, 200), x.device)
+    workspace = empty_workspace(workspace_elements(packed, 200, max_cluster(x.device)), x.device)
     whole, _, _ = linear_skinny(x, packed, bias, workspace, **arguments)
     for begin, end in ((0, 1), (63, 65), (64, 128), (199, 200)):
         part, _, _ = linear_skinny(x[:, begin:end].contiguous(), packed, bias, workspace, **arguments)

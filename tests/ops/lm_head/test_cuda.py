@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dllm_kernels.diffusion.noise import GUMBEL_NOISE, gumbels, uniforms
 from dllm_kernels.ops import extension
-from dllm_kernels.ops.dispatch import select
 from dllm_kernels.ops.card import SHARED_BYTES
+from dllm_kernels.ops.dispatch import select
 from dllm_kernels.ops.linear.config import GemmConfig
 from dllm_kernels.ops.linear.packing import PackedWeight, pack
 from dllm_kernels.ops.lm_head import library
