@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         __syncwarp();
 
         // Split-K reduction.
-        const bool clustered = Tile::kSplitK > 1 && call.clusters;
-        if (clustered) {
+        constexpr bool kClustered = Tile::kSplitK > 1 && !Tile::kHandsOver;
+        if constexpr (kClustered) {
             cluster_arrive();
             cluster_wait();
         } else {
@@ -80,17 +80,17 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         }
         own.reduce_split_k();
         // Others may still be reading this block's memory.
-        if (clustered) cluster_arrive_relaxed();
+        if constexpr (kClustered) cluster_arrive_relaxed();
         own.finish();
-        if (clustered) cluster_wait();
+        if constexpr (kClustered) cluster_wait();
     }
 }
 
 template <typename Tile>
 void launch_tile(const LinearSkinny& call, cudaStream_t stream) {
     const dim3 blocks(Tile::kSplitK, (call.n - 1) / Tile::kN + 1, (call.m - 1) / Tile::kM + 1);
-    launch("linear_skinny", linear_skinny_kernel<Tile>, Grid(blocks, call.clusters ? Tile::kSplitK : 1), Tile::kThreads,
-           Tile::bytes(call.config.num_stages, call.config.input_stages), stream, call,
+    launch("linear_skinny", linear_skinny_kernel<Tile>, Grid(blocks, Tile::kHandsOver ? 1 : Tile::kSplitK),
+           Tile::kThreads, Tile::bytes(call.config.num_stages, call.config.input_stages), stream, call,
            tensor_map(call.input, call.m, call.k, Tile::kM, Tile::kK));
 }
 
@@ -147,8 +147,12 @@ void validate(const LinearSkinny& call) {
 
 void linear_skinny(const LinearSkinny& call, cudaStream_t stream) {
     const bool found = Tiles::visit(call.config, [&](auto tile) {
-        validate<decltype(tile)>(call);
-        launch_tile<decltype(tile)>(call, stream);
+        using Tile = decltype(tile);
+        validate<Tile>(call);
+        if constexpr (Tile::kSplitK > 1 && !Tile::kWgmma) {
+            if (!call.clusters) return launch_tile<WithoutClusters<Tile>>(call, stream);
+        }
+        launch_tile<Tile>(call, stream);
     });
     if (!found) {
         throw std::invalid_argument("linear_skinny has no code for " + described(call.config));

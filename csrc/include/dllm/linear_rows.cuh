@@ -73,12 +73,12 @@ class OwnRows {
         const uint32_t first_eight = Tile::warp_m() * Tile::kMmasM * 2;
         const uint32_t first =
             (first_eight * Tile::kPieces + Tile::warp_n() * (Tile::kMmasN / 2)) * 32 + threadIdx.x % 32;
-        float4 *const mine = sums_ + first, *const theirs = handed_over(block_.slice) + first;
+        float4* const mine = sums_ + first;
 #pragma unroll
         for (int eight = 0; eight < 2 * Tile::kMmasM; ++eight) {
             const auto& of_rows = sums[eight / 2];
             const int half = eight % 2 * 2;
-            const bool kept = call_.clusters || first_eight + eight - block_.first_eight < block_.own_eights;
+            const bool kept = !Tile::kHandsOver || first_eight + eight - block_.first_eight < block_.own_eights;
 #pragma unroll
             for (int i = 0; i < Tile::kMmasN / 2; ++i) {
                 const float4 sum{of_rows[2 * i][half], of_rows[2 * i][half + 1], of_rows[2 * i + 1][half],
@@ -87,7 +87,7 @@ class OwnRows {
                 if (kept) {
                     mine[at] = sum;
                 } else {
-                    lamport_store(theirs + at, sum);
+                    lamport_store(handed_over(block_.slice) + first + at, sum);
                 }
             }
         }
@@ -108,9 +108,9 @@ class OwnRows {
                 });
             });
         };
-        if (Tile::kSplitK == 1) {
+        if constexpr (Tile::kSplitK == 1) {
             each_part([&](float4& part, uint32_t, uint32_t place) { part = sums_[place]; });
-        } else if (call_.clusters) {
+        } else if constexpr (!Tile::kHandsOver) {
             each_part([&](float4& part, uint32_t s, uint32_t place) { part = dsmem_load(sums_ + place, s); });
         } else {
             for (bool missing = true; missing;) {

@@ -48,7 +48,7 @@ template <int kM_, int kN_, int kK_, int kWarpsM_, int kWarpsN_, int kSplitK_>
 struct LinearTile {
     static constexpr int kM = kM_, kN = kN_, kK = kK_, kSplitK = kSplitK_;
     static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_;
-    static constexpr bool kWgmma = kWarpsN == 1;
+    static constexpr bool kWgmma = kWarpsN == 1, kHandsOver = false;
     // A warp's sums: 16 rows by 8 outputs each.
     static constexpr int kMmasM = kM / 16 / kWarpsM, kMmasN = kN / 8 / kWarpsN, kPieces = kN / 16;
     static_assert(kMmasM * 16 * kWarpsM == kM && kMmasN * 8 * kWarpsN == kN && kMmasN % 2 == 0);
@@ -84,6 +84,12 @@ struct LinearTile {
     static constexpr int kBlocks = kWgmma || bytes(2, 2) <= kHalfOfSharedMemory ? 2 : 1;
     static __device__ __forceinline__ uint32_t warp_m() { return threadIdx.x / 32 / kWarpsN; }
     static __device__ __forceinline__ uint32_t warp_n() { return threadIdx.x / 32 % kWarpsN; }
+};
+
+// The same where the blocks that share a K are no cluster: they hand sums over through global memory.
+template <typename Tile>
+struct WithoutClusters : Tile {
+    static constexpr bool kHandsOver = true;
 };
 
 // A multiplying warp's sums, each as mma_bf16 has them: input's rows by outputs.

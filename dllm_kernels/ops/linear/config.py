@@ -19,8 +19,9 @@ TABLE = Path(__file__).with_name("table.json")
 LAYER_KEYS = ("multiprocessors", "wgmma", "row_tiles", "dim")
 ENTRY_KEYS = ("multiprocessors", "wgmma", "row_tiles", "n", "k")
 """What tells entries of the table apart: of its layers, and of its shapes."""
-MAX_M = 128
-"""The most rows of a call for which the skinny kernel is taken where no layer was timed (docs/kernels.md)."""
+MAX_M, MAX_M_NARROW, NARROW = 64, 128, 2048
+"""The most rows of a call for which the skinny kernel is taken where no layer was timed: of any layer, and of one whose lesser
+dimension is at most NARROW (docs/kernels.md)."""
 SKINNY = "linear_skinny"
 """The kernel."""
 INPUT_STAGES = (4, 3, 2, 6, 8)
@@ -181,4 +182,5 @@ def is_faster(m: int, n: int, k: int, card: Card) -> bool:
     """Whether `auto` takes the skinny kernel for a layer rather than the library's GEMM and other kernels around it. A plan
     does the one or the other: what was timed is a whole layer of the weight's lesser dimension; where none was, the rows
     decide."""
-    return _layers().get((card.multiprocessors, card.wgmma, -(-m // 64), min(n, k)), m <= MAX_M)
+    few = m <= (MAX_M_NARROW if min(n, k) <= NARROW else MAX_M)
+    return _layers().get((card.multiprocessors, card.wgmma, -(-m // 64), min(n, k)), few)

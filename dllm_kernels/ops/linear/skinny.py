@@ -14,7 +14,7 @@ from dllm_kernels.ops.card import Card
 from dllm_kernels.ops.dispatch import aligned, implementation, select
 from dllm_kernels.ops.extension import cuda_unsupported_reason, launch, max_cluster
 from dllm_kernels.ops.linear import config as gemm_config
-from dllm_kernels.ops.linear.config import MAX_M, SKINNY, GemmConfig, blocks, is_faster
+from dllm_kernels.ops.linear.config import MAX_M, MAX_M_NARROW, NARROW, SKINNY, GemmConfig, blocks, is_faster
 from dllm_kernels.ops.linear.packing import PackedWeight, unpack_data
 from dllm_kernels.ops.linear.reference import merged_statistics, reference, row_statistics
 
@@ -141,7 +141,8 @@ def empty_workspace(elements: int, device: torch.device) -> Tensor:
     "linear_skinny",
     "cuda",
     cuda_unsupported_reason,
-    f"bfloat16, where a whole layer was timed and faster (ops/linear/table.json); where none was timed, up to {MAX_M} rows",
+    "bfloat16, where a whole layer was timed and faster (ops/linear/table.json); where none was timed, up to "
+    f"{MAX_M_NARROW} rows of a layer whose lesser dimension is at most {NARROW}, and {MAX_M} of any other",
 )
 def _cuda(call: LinearSkinny) -> tuple[Tensor, Tensor, Tensor]:
     call = call.with_outputs()

@@ -213,7 +213,9 @@ def test_packing_a_padded_weight_from_its_whole_shape():
     ("backend", "rows", "as_for", "shape", "expected"),
     [
         ("auto", 64, None, (8192, 2048), True),
-        ("auto", 128, None, (20480, 5120), True),
+        ("auto", 128, None, (8192, 2048), True),
+        ("auto", 64, None, (20480, 5120), True),
+        ("auto", 65, None, (20480, 5120), False),
         ("auto", 129, None, (8192, 2048), False),
         ("auto", 512, 64, (8192, 2048), True),
         ("auto", 64, 192, (8192, 2048), False),
@@ -309,8 +311,8 @@ def test_a_plan_streams_where_a_whole_layer_was_faster(monkeypatch):
         assert not is_faster(64, outputs, width, Card()) and is_faster(65, outputs, width, Card())
     assert is_faster(192, 20480, 5120, Card()) and not is_faster(192, 6144, 2048, Card())
     # Where none was timed, the rows decide.
-    assert is_faster(64, 6144, 2048, RTX_5090) and is_faster(128, 20480, 5120, RTX_5090)
-    assert not is_faster(129, 6144, 2048, RTX_5090)
+    assert is_faster(128, 6144, 2048, RTX_5090) and not is_faster(129, 6144, 2048, RTX_5090)
+    assert is_faster(64, 20480, 5120, RTX_5090) and not is_faster(65, 20480, 5120, RTX_5090)
 
 
 def test_the_table_fits():

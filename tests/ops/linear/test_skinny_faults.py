@@ -55,9 +55,9 @@ INPUT_LEAVING = "«if (stage + input_depth < stages) mbarrier_arrive(rings->inpu
 PEERS_READY = "«cluster_arrive();\n            cluster_wait();»"
 PEERS_DONE = """«own.reduce_split_k();
         // Others may still be reading this block's memory.
-        if (clustered) cluster_arrive_relaxed();
+        if constexpr (kClustered) cluster_arrive_relaxed();
         own.finish();
-        if (clustered) cluster_wait();»"""
+        if constexpr (kClustered) cluster_wait();»"""
 MERGED = "\n    }\n    return {mean, rsqrtf(squares"
 RING_FAULTS = {
     # name: file, where, and what stands there instead
@@ -162,9 +162,9 @@ PRODUCT_FAULTS = {
     "input of the first 16 rows by a warp": (GEMM, "ldmatrix_x4(input + «m» *", "0"),
     "weights of the first 16 outputs by a warp": (GEMM, "(Tile::kN * 16) + «n * 256»);", "0"),
     "another warp's outputs": (ROWS, "+ «Tile::warp_n() * (Tile::kMmasN / 2)») * 32 + threadIdx", "0"),
-    "nothing handed over": (ROWS, "kept = «call_.clusters» ||", "true"),
+    "nothing handed over": (ROWS, "kept = «!Tile::kHandsOver» ||", "true"),
     "the own sums handed over": (ROWS, "«first_eight + eight - block_.first_eight < block_.own_eights»;", "false"),
-    "sums handed over in the first slice's place": (ROWS, "theirs = handed_over(«block_.slice») + first;", "0"),
+    "sums handed over in the first slice's place": (ROWS, "lamport_store(handed_over(«block_.slice») + first", "0"),
     "sums of the first slice taken": (ROWS, "lamport_load(handed_over(«s») + place)", "0"),
     "sums taken before they are there": (ROWS, "missing |= «s != block_.slice && !lamport_ready(part)»;", "false"),
     "places not emptied": (ROWS, "if («s != block_.slice») lamport_reset", "false"),
@@ -189,7 +189,7 @@ PRODUCT_FAULTS = {
     "reading told to be over before it began": (
         KERNEL,
         PEERS_DONE,
-        "if (clustered) cluster_arrive_relaxed(); own.reduce_split_k(); own.finish(); if (clustered) cluster_wait();",
+        "if constexpr (kClustered) cluster_arrive_relaxed(); own.reduce_split_k(); own.finish(); if constexpr (kClustered) cluster_wait();",
     ),
     "the own sums only": (ROWS, "dsmem_load(sums_ + place, «s»)", "block_.slice"),
     "a slice twice": (ROWS, "dsmem_load(sums_ + place, «s»)", "s / 2 * 2"),
