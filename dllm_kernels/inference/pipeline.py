@@ -1,5 +1,6 @@
 """LDLMPipeline: text in, text out, with the argument names of 🤗 diffusers' pipelines."""
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ class LDLMPipeline:
     """Generates text with a model, a tokenizer and, for prompts, the frozen encoder.
 
     A call's samples run in batches of one size. A sampler is packed, and on CUDA captured, for a number of steps, a batch size,
-    and whether there is a prompt and guidance; later calls of the same kind reuse it.
+    and whether there is a prompt and guidance; later calls of the same kind reuse it. Several threads may share a pipeline:
+    a sampler is packed by one of them, and runs one call at a time.
 
     Args:
         model: an LDLM, or a source of one.
@@ -80,6 +82,7 @@ class LDLMPipeline:
         self._context_len = self.config.seq_len if context_len is None else whole_number("context_len", context_len, 1)
         self._options = options
         self._samplers: OrderedDict[tuple, FusedSampler] = OrderedDict()
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -166,7 +169,8 @@ class LDLMPipeline:
 
     def refresh(self) -> None:
         """Drops the packed weights after the model's weights changed; the next call packs them again."""
-        self._samplers.clear()
+        with self._lock:
+            self._samplers.clear()
 
     def _encode(self, prompt: str | list[str]) -> tuple[Tensor, Tensor]:
         """Hidden states [prompts, P, d_h] and mask [prompts, P]."""
@@ -190,18 +194,20 @@ class LDLMPipeline:
         return encoder(tokens, mask), mask.to(encoder.device)
 
     def _loaded_encoder(self) -> Encoder:
-        if not isinstance(self._encoder, Encoder):
-            self._encoder = Encoder.for_model(self.config, self._options.get("device"), self._encoder)
-        return self._encoder
+        with self._lock:
+            if not isinstance(self._encoder, Encoder):
+                self._encoder = Encoder.for_model(self.config, self._options.get("device"), self._encoder)
+            return self._encoder
 
     def _sampler(self, steps: int, batch: int, prompted: bool, guided: bool) -> FusedSampler:
         key = (steps, batch, prompted, guided)
-        if key not in self._samplers:
-            while len(self._samplers) >= KEPT_SAMPLERS:
-                self._samplers.popitem(last=False)
-            context_len = self._context_len if prompted else 0
-            self._samplers[key] = FusedSampler(
-                self._source, steps, batch, context_len=context_len, guidance=guided, **self._options
-            )
-        self._samplers.move_to_end(key)
-        return self._samplers[key]
+        with self._lock:
+            if key not in self._samplers:
+                while len(self._samplers) >= KEPT_SAMPLERS:
+                    self._samplers.popitem(last=False)
+                context_len = self._context_len if prompted else 0
+                self._samplers[key] = FusedSampler(
+                    self._source, steps, batch, context_len=context_len, guidance=guided, **self._options
+                )
+            self._samplers.move_to_end(key)
+            return self._samplers[key]

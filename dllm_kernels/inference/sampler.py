@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,11 @@ PLAN_OVERHEAD = 1.15
 """What a plan may allocate, as a multiple of its packed weights (docs/design.md, "Truth and plan")."""
 
 Progress = Callable[[str, int], None]
-"""Called when a phase is done, with its name ("noise", "denoise", "decode" or "lm_head") and, of "denoise", the step from 0."""
+"""Called when a phase is done, with its name ("noise", "denoise", "decode" or "lm_head") and, of "denoise", the step from 0.
+It must not call the sampler, which is in the middle of a call."""
+
+_capturing = threading.Lock()
+"""Held while a graph is recorded: PyTorch's allocator and generators record for one graph at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,13 @@ class CapturedGraph:
     Attributes:
         graph: what is replayed.
         output: what a replay writes, [B, ...] as SamplerOutput has it; the next replay overwrites it.
+        plan, inputs: what a replay reads, kept alive here, so that a graph outlives its sampler's refresh().
     """
 
     graph: torch.cuda.CUDAGraph
     output: SamplerOutput
+    plan: Plan
+    inputs: CallInputs
 
     def replay(self) -> SamplerOutput:
         """Queues the generation on the current stream of the sampler's device, which must be current, and gives `output`.
@@ -70,6 +77,8 @@ class CapturedGraph:
 
 class FusedSampler:
     """Generates token sequences with a packed model (docs/design.md, "Sampling").
+
+    Several threads may share a sampler: calls and `refresh` take turns.
 
     Args:
         model: an LDLM, whose weights stay as they are, or a source of its parts (inference/weights.py).
@@ -129,7 +138,7 @@ class FusedSampler:
         self._options = PlanOptions(seq_len, batch_size, numerics, context_len, guidance, batch_invariant, backend)
         self._times, self._table = times[:-1], self.numerics.table(table)
         self._reads_previous, self._draws_noise = ((table[:, column] != 0).any().item() for column in (2, 3))
-        self._lock = threading.Lock()
+        self._lock, self._holder = threading.Lock(), None
         self.plan: Plan | None = None
         self.graph: CapturedGraph | None = None
         self.refresh()
@@ -145,11 +154,13 @@ class FusedSampler:
     def refresh(self) -> None:
         """Packs the weights again, and on CUDA captures the loop again, after the model's weights changed.
 
+        Calls of other threads wait until it is done.
+
         Raises:
             ValueError: a weight holds NaN or infinity; names it.
             MemoryError: as the constructor does. The sampler then has no plan until a refresh succeeds.
         """
-        with self._lock, self._on_device(), torch.no_grad():
+        with self._turn(), self._on_device(), torch.no_grad():
             if self.graph is not None:
                 # A replay on another stream may still read what is let go here.
                 self._done.synchronize()
@@ -175,8 +186,8 @@ class FusedSampler:
         """
         if self.device.type != "cuda":
             raise RuntimeError(f"a graph needs a CUDA card; this sampler runs on {self.device}")
-        self._check_packed()
-        with self._lock, self._on_device(), torch.no_grad():
+        with self._turn(), self._on_device(), torch.no_grad():
+            self._check_packed()
             return self._record(torch.cuda.Stream(), on_phase)
 
     def __call__(
@@ -208,16 +219,13 @@ class FusedSampler:
             ValueError: an argument does not fit; one sentence.
             RuntimeError: the model's weights changed after they were packed, or the last refresh() failed.
         """
-        self._check_packed()
-        changed = self._changed()
-        if changed:
-            raise RuntimeError(f"the model's weights changed after they were packed (first: {changed}); call refresh()")
         numbers = checked_call(self.batch_size, seed, first_sample, temperature, guidance_scale)
         seed, first_sample, temperature, guidance_scale = numbers
         if guidance_scale != 1.0 and not self.guidance:
             raise ValueError("guidance_scale needs a sampler made with guidance=True")
-        self._inputs.check(noise, context, context_mask)
-        with self._lock, self._on_device(), torch.no_grad():
+        with self._turn(), self._on_device(), torch.no_grad():
+            self._check_packed()
+            self._inputs.check(noise, context, context_mask)
             if self.graph is not None:
                 self._done.wait()
             self._inputs.fill(seed, first_sample, temperature, guidance_scale, noise, context, context_mask)
@@ -284,11 +292,12 @@ class FusedSampler:
     def _record(self, stream: torch.cuda.Stream, on_phase: Progress | None = None) -> CapturedGraph:
         graph = torch.cuda.CUDAGraph()
         # Without a stream of its own PyTorch captures on one of the first card that it captured on.
-        with torch.cuda.graph(graph, stream=stream):
+        # Other threads may allocate meanwhile, for samplers of their own.
+        with _capturing, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             if on_phase is not None:
                 on_phase("begin", 0)
             output = _exhaust(self._run(), on_phase)
-        return CapturedGraph(graph, output)
+        return CapturedGraph(graph, output, self.plan, self._inputs)
 
     def _replay(self) -> SamplerOutput:
         out = self.graph.replay()
@@ -300,6 +309,21 @@ class FusedSampler:
     def _check_packed(self) -> None:
         if self.plan is None:
             raise RuntimeError("the last refresh() failed; call refresh() again")
+        changed = self._changed()
+        if changed:
+            raise RuntimeError(f"the model's weights changed after they were packed (first: {changed}); call refresh()")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """This thread's turn at the plan and its inputs, which all calls share."""
+        if self._holder == threading.get_ident():
+            raise RuntimeError("the sampler is in the middle of a call, and what it reports progress to calls it again")
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()

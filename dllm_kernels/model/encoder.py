@@ -26,11 +26,14 @@ _SAMPLED = 256
 
 _NEEDED = "an encoder needs transformers: pip install 'dllm-kernels[text]'"
 
-_swapping = threading.Lock()
+_process = threading.Lock()
+"""Held while what belongs to the whole process is changed: functions of transformers' modules, and what its loading sets."""
 
 
 class Encoder:
     """A frozen language model without the layers above the one that is read, and its tokenizer.
+
+    Several threads may share it: one computes at a time. A thread that calls `tokenizer` itself must do so alone.
 
     Args:
         path: a folder or hub id of a model that `transformers.AutoModel` loads.
@@ -61,7 +64,7 @@ class Encoder:
         self.path, self.device = str(path), resolve_device(device)
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         model, self._config, self.layer, self._depth = _load(self.path, layer, self.dtype)
-        self._model = model.eval().requires_grad_(False).to(self.device)
+        self._model, self._lock = model.eval().requires_grad_(False).to(self.device), threading.Lock()
         self._layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == max(self.layer, 1))
         embedding = model.get_input_embeddings()
         self.hidden_dim, self.vocab_size = _text_config(self._config).hidden_size, embedding.num_embeddings
@@ -206,7 +209,8 @@ class Encoder:
         attended = torch.arange(padded.shape[1], device=self.device) < first + lengths + len(after)
         # An empty row attends to one padding token, so that no softmax is empty; its result is set to 0.
         attended[:, 0] = True
-        with _read(self._layers, self.layer) as found, self._pytorch_only():
+        # The hook that reads a layer hangs on the model, so a second call must not run meanwhile.
+        with self._lock, _read(self._layers, self.layer) as found, self._pytorch_only():
             last = self._model(input_ids=padded, attention_mask=attended.long()).last_hidden_state
         hidden = last if self.layer == self._depth else found[0]
         return hidden[:, first : first + length].masked_fill(~mask.unsqueeze(-1), 0)
@@ -227,7 +231,7 @@ class Encoder:
     @contextmanager
     def _pytorch_only(self) -> Iterator[None]:
         """On a CPU, puts transformers' own functions in place of those that it took from a package of GPU kernels."""
-        with _swapping if self._replaced else nullcontext():
+        with _process if self._replaced else nullcontext():
             theirs = [getattr(module, name) for module, name in self._replaced]
             for (module, name), function in zip(self._replaced, theirs, strict=True):
                 setattr(module, name, function.__wrapped__)
@@ -284,11 +288,18 @@ def _read(layers: nn.ModuleList, layer: int) -> Iterator[list[Tensor]]:
 def _load(path: str, layer: int, dtype: torch.dtype):
     """(model up to the layer, the whole model's config, the layer's index from 0 to L, the depth L)."""
     try:
-        from transformers import AutoConfig, AutoModel
-        from transformers.utils import logging
+        import transformers  # noqa: F401
     except ImportError:
         raise ImportError(_NEEDED) from None
     _check_path(path)
+    with _process:
+        return _load_quietly(path, layer, dtype)
+
+
+def _load_quietly(path: str, layer: int, dtype: torch.dtype):
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # transformers would warn of the layers that are left out on purpose.
     logging.set_verbosity_error()

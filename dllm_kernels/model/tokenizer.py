@@ -25,6 +25,8 @@ def vocabulary_hash(tokenizer) -> str:
 class TextTokenizer:
     """A tokenizer of transformers, with what a generated sequence needs: its end, and text without special tokens.
 
+    Several threads may share it.
+
     Args:
         path: a folder or hub id.
 
