@@ -34,7 +34,7 @@ def random_model(config: LDLMConfig, dtype: torch.dtype, device: torch.device, s
         MemoryError: too little memory; needed and free, before anything is allocated.
     """
     with torch.device("meta"):
-        model = LDLM(config, explicit_attention)
+        model = LDLM(config)
     needed, free = sum(p.numel() for p in model.parameters()) * dtype.itemsize, free_memory(device)
     if needed > free:
         raise MemoryError(f"the model needs {needed / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free")

@@ -75,7 +75,7 @@ class LDLMPipeline:
         unknown = [name for name in options if name not in OPTIONS]
         if unknown:
             raise TypeError(f"LDLMPipeline has no option {unknown[0]!r}; options of its samplers: {', '.join(OPTIONS)}")
-        self._source = LiveModel(model) if isinstance(model, LDLM) else model
+        self._source = LiveModel(model) if isinstance(model, torch.nn.Module) else model
         self.config, self.tokenizer = self._source.config, tokenizer
         self._encoder = encoder
         self._batch_size = whole_number("batch_size", batch_size, 1)

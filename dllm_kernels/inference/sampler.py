@@ -123,7 +123,7 @@ class FusedSampler:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
     ):
-        self.source = LiveModel(model) if isinstance(model, LDLM) else model
+        self.source = LiveModel(model) if isinstance(model, torch.nn.Module) else model
         self.config: LDLMConfig = self.source.config
         self.device = resolve_device(device)
         seq_len = self.config.seq_len if seq_len is None else seq_len

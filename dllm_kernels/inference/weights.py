@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from dllm_kernels.inference.known import known_model
 from dllm_kernels.model import checkpoint
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.ldlm import LDLM, build_module
@@ -23,20 +24,24 @@ class LiveModel:
     """A model in memory. Its parts are read as they are, and watched for changes.
 
     Args:
-        model: the model; a plan copies what it needs.
+        model: the model, in whatever wrapper of known.WRAPPERS; a plan copies what it needs.
+
+    Raises:
+        ValueError: it is no LDLM, or computes something else than one.
     """
 
-    def __init__(self, model: LDLM):
-        self.model, self.config = model, model.config
+    def __init__(self, model: nn.Module):
+        self.model = known_model(model)
+        self.config = self.model.config
 
     def __call__(self, name: str) -> nn.Module:
         """The part `name` itself."""
         return getattr(self.model, name)
 
     def watch(self) -> Watch:
-        """A watch that sees writes which autograd counts, replaced parts, and optimizers' steps.
+        """A watch that sees writes which autograd counts, replaced parts, new hooks, and optimizers' steps.
 
-        It does not see what is written through `.data` or through NumPy.
+        It does not see what is written through `.data`, through NumPy, or to tensors made in inference mode.
         """
         return _Changes(self.model)
 
@@ -54,6 +59,8 @@ class _Changes:
             for key, entry in holder.items()
             if entry is not None and key != "latent_encoder"
         ]
+        parts = ((prefix, module) for prefix, module in model.named_modules() if not prefix.startswith("latent_encoder"))
+        self._calls = [(prefix or "the model", module) for prefix, module in parts]
         self._before, self._stepped = self._state(), None
         self._names = {id(holder[key]): name for name, holder, key in self._slots}
         # Fused optimizers write without telling autograd. The hook keeps no watch alive.
@@ -65,15 +72,23 @@ class _Changes:
         now = self._state()
         if now == self._before:
             return self._stepped
-        return next(slot[0] for slot, a, b in zip(self._slots, now, self._before, strict=True) if a != b)
+        return next(slot[0] for slot, a, b in zip(self._slots + self._calls, now, self._before, strict=True) if a != b)
 
-    def _state(self) -> list[tuple[int, int]]:
-        entries = [holder.get(key) for _, holder, key in self._slots]
-        return [(e.data_ptr(), e._version) if isinstance(e, Tensor) else (id(e), 0) for e in entries]
+    def _state(self) -> list:
+        entries = [_fingerprint(holder.get(key)) for _, holder, key in self._slots]
+        calls = [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m)) for _, m in self._calls]
+        return entries + calls
 
     def _after_step(self, optimizer: Optimizer) -> None:
         stepped = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
         self._stepped = self._stepped or next((self._names[id(p)] for p in stepped if id(p) in self._names), None)
+
+
+def _fingerprint(entry: Tensor | nn.Module | None) -> tuple[int, int]:
+    """What changes when a tensor is written or an entry replaced; nothing counts the writes to a tensor of inference mode."""
+    if type(entry) not in (Tensor, nn.Parameter) or entry.layout != torch.strided:
+        return id(entry), 0
+    return entry.data_ptr(), 0 if entry.is_inference() else entry._version
 
 
 def _call(function: Callable | None, *arguments) -> None:
