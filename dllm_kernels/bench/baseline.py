@@ -28,7 +28,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None 
 
 
 def random_model(config: LDLMConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> LDLM:
-    """A model with explicit attention and the weights of `RandomModel` (inference/weights.py), made in `dtype` part by part.
+    """A model with the weights of `RandomModel` (inference/weights.py), made in `dtype` part by part.
 
     Raises:
         MemoryError: too little memory; needed and free, before anything is allocated.

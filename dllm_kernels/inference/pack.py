@@ -27,6 +27,7 @@ from dllm_kernels.model.token_decoder import TokenDecoder
 from dllm_kernels.ops.linear.packing import PackedWeight
 from dllm_kernels.ops.linear.skinny import select_config, workspace_elements
 from dllm_kernels.ops.lm_head.skinny import select_config as select_lm_head_config
+from dllm_kernels.utils.ambient import unaffected
 
 ModuleSource = Callable[[str], nn.Module]
 """Gives a part of the model by its name (model/ldlm.py, MODULES). The part is built or read when it is asked for."""
@@ -182,7 +183,7 @@ class PackedModel:
     workspace_elements: int
 
 
-@torch.no_grad()
+@unaffected()
 def pack_model(config: LDLMConfig, source: ModuleSource, times: Tensor, options: PlanOptions) -> PackedModel:
     """Packs a model part by part: each part is asked for once, and let go before the next is asked for.
 

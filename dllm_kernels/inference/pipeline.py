@@ -13,6 +13,7 @@ from dllm_kernels.inference.weights import LiveModel, RandomModel, StoredModel
 from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
+from dllm_kernels.utils.ambient import unaffected
 from dllm_kernels.utils.validation import real_number, whole_number
 
 KEPT_SAMPLERS = 4
@@ -113,6 +114,7 @@ class LDLMPipeline:
             raise ValueError(f"{model_id} has no tokenizer beside its weights and names no encoder: pass tokenizer=")
         return cls(source, TextTokenizer(tokenizer), **options)
 
+    @unaffected()
     def __call__(
         self,
         prompt: str | list[str] | None = None,

@@ -22,6 +22,7 @@ from dllm_kernels.model.ldlm import LDLM, build_module
 from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, denoise_update
 from dllm_kernels.ops.dispatch import BACKENDS, check_backend
 from dllm_kernels.ops.noise.op import initial_noise
+from dllm_kernels.utils.ambient import unaffected
 from dllm_kernels.utils.device import free_memory, resolve_device
 from dllm_kernels.utils.validation import real_number, whole_number
 
@@ -78,7 +79,8 @@ class CapturedGraph:
 class FusedSampler:
     """Generates token sequences with a packed model (docs/design.md, "Sampling").
 
-    Several threads may share a sampler: calls and `refresh` take turns.
+    Several threads may share a sampler: calls and `refresh` take turns. Tokens do not depend on what is switched in PyTorch,
+    such as autocast, TF32 or a default device (utils/ambient.py).
 
     Args:
         model: an LDLM, whose weights stay as they are, or a source of its parts (inference/weights.py).
@@ -106,6 +108,7 @@ class FusedSampler:
         MemoryError: too little memory for the plan and its batch; needed and free, before anything is allocated.
     """
 
+    @unaffected()
     def __init__(
         self,
         model: LDLM | LiveModel | StoredModel | RandomModel,
@@ -151,6 +154,7 @@ class FusedSampler:
         """
         return cls(StoredModel(model_id, revision=revision, token=token), **options)
 
+    @unaffected()
     def refresh(self) -> None:
         """Packs the weights again, and on CUDA captures the loop again, after the model's weights changed.
 
@@ -160,7 +164,7 @@ class FusedSampler:
             ValueError: a weight holds NaN or infinity; names it.
             MemoryError: as the constructor does. The sampler then has no plan until a refresh succeeds.
         """
-        with self._turn(), self._on_device(), torch.no_grad():
+        with self._turn(), self._on_device():
             if self.graph is not None:
                 # A replay on another stream may still read what is let go here.
                 self._done.synchronize()
@@ -174,6 +178,7 @@ class FusedSampler:
             if self.device.type == "cuda":
                 self.graph, self._done = self._warmed_up_graph(), torch.cuda.Event()
 
+    @unaffected()
     def capture(self, on_phase: Progress | None = None) -> CapturedGraph:
         """Records the generation as one more CUDA graph, over the same inputs; the sampler's own graph stays as it is.
 
@@ -186,7 +191,7 @@ class FusedSampler:
         """
         if self.device.type != "cuda":
             raise RuntimeError(f"a graph needs a CUDA card; this sampler runs on {self.device}")
-        with self._turn(), self._on_device(), torch.no_grad():
+        with self._turn(), self._on_device():
             self._check_packed()
             return self._record(torch.cuda.Stream(), on_phase)
 
@@ -223,7 +228,7 @@ class FusedSampler:
         seed, first_sample, temperature, guidance_scale = numbers
         if guidance_scale != 1.0 and not self.guidance:
             raise ValueError("guidance_scale needs a sampler made with guidance=True")
-        with self._turn(), self._on_device(), torch.no_grad():
+        with unaffected(process=self.device.type != "cuda"), self._turn(), self._on_device():
             self._check_packed()
             self._inputs.check(noise, context, context_mask)
             if self.graph is not None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.overrides import TorchFunctionMode
 
 from dllm_kernels.inference.known import known_model
 from dllm_kernels.model import checkpoint
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.ldlm import LDLM, build_module
+from dllm_kernels.utils.ambient import unaffected
 
 PACKED_MODULES = ("denoiser", "latent_decoder", "token_decoder", "lm_head")
 """The parts that a generation reads; the latent encoder is not among them."""
@@ -115,6 +117,7 @@ class StoredModel:
         self.folder = checkpoint.resolve(model_id, **hub_options)
         self.config, self._weights = checkpoint.open_folder(self.folder)
 
+    @unaffected()
     def __call__(self, name: str) -> nn.Module:
         """The part `name`, with its weights mapped from the file."""
         with torch.device("meta"):
@@ -139,21 +142,32 @@ class RandomModel:
     def __init__(self, config: LDLMConfig, seed: int = 0, dtype: torch.dtype = torch.bfloat16):
         self.config, self._seed, self._dtype = config, seed, dtype
 
+    @unaffected()
     def __call__(self, name: str) -> nn.Module:
         """The part `name`, newly made. Layers that adaLN-Zero starts at zero are random too, so that results depend on them."""
-        default = torch.get_default_dtype()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            torch.set_default_dtype(self._dtype)
-            try:
-                module = build_module(name, self.config)
-                for part in module.modules():
-                    if isinstance(part, nn.Linear) and not part.weight.any():
-                        part.reset_parameters()
-            finally:
-                torch.set_default_dtype(default)
+        with _Drawn(self._seed, self._dtype):
+            module = build_module(name, self.config)
+            for part in module.modules():
+                if isinstance(part, nn.Linear) and not part.weight.any():
+                    part.reset_parameters()
         return module.eval()
 
     def watch(self) -> Watch:
         """Nothing to watch: the weights exist only in the plan."""
         return lambda: None
+
+
+class _Drawn(TorchFunctionMode):
+    """On this thread tensors are made on the CPU in `dtype`, and drawn from a generator of their own."""
+
+    def __init__(self, seed: int, dtype: torch.dtype):
+        super().__init__()
+        self._generator, self._dtype = torch.Generator().manual_seed(seed), dtype
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function in (torch.empty, torch.zeros, torch.ones):
+            kwargs |= {"device": "cpu", "dtype": self._dtype}
+        if "generator" in kwargs:
+            kwargs["generator"] = self._generator
+        return function(*args, **kwargs)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.utils.ambient import unaffected
 from dllm_kernels.utils.device import resolve_device
 
 _SAMPLED = 256
@@ -54,6 +55,7 @@ class Encoder:
         ValueError: `path` gives no model, or an encoder-decoder model, or it has no such layer; one sentence.
     """
 
+    @unaffected()
     def __init__(
         self,
         path: str | Path,
@@ -107,7 +109,7 @@ class Encoder:
                 f"the encoder {self.path} has {len(self.tokenizer)} tokens, and the model's vocab_size is {config.vocab_size}"
             )
 
-    @torch.no_grad()
+    @unaffected()
     def __call__(self, tokens: Tensor, mask: Tensor | None = None, batch_size: int = 256) -> Tensor:
         """Hidden states of rows of tokens. The rows come without special tokens; the model's are put around each row here.
 
@@ -128,6 +130,7 @@ class Encoder:
         rows = zip(tokens.split(batch_size), mask.split(batch_size), strict=True)
         return torch.cat([self._hidden(*part) for part in rows])
 
+    @unaffected()
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Texts to tokens [B, S] int64 without special tokens and their mask [B, S] bool, padded to the longest.
 
@@ -150,6 +153,7 @@ class Encoder:
         tokens = torch.tensor([row + [self.pad_token] * (longest - len(row)) for row in rows])
         return tokens, torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
 
+    @unaffected()
     def encode(self, texts: list[str], batch_size: int = 256) -> tuple[Tensor, Tensor]:
         """Texts to hidden states [B, S, d_h] and their mask [B, S] bool; errors as of `tokenize`."""
         tokens, mask = self.tokenize(texts)
@@ -167,6 +171,7 @@ class Encoder:
         known = (None,) if self.tokenizer is None else (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
         return next((token for token in known if token is not None), None)
 
+    @unaffected()
     def identity(self) -> str:
         """A hash of all that hidden states depend on: model, layer, dtype, special tokens, and samples of every weight."""
         kind = f"{type(self._model).__name__} {self._config.to_json_string()}"

@@ -13,6 +13,7 @@ from dllm_kernels.model.denoiser import Denoiser
 from dllm_kernels.model.layers import AttentionFunction, sdpa
 from dllm_kernels.model.perceiver import Perceiver
 from dllm_kernels.model.token_decoder import TokenDecoder
+from dllm_kernels.utils.ambient import unaffected
 
 
 class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None, tags=["latent-diffusion", "text-generation"]):
@@ -63,6 +64,7 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
         return self.lm_head(self.token_decoder(hidden))
 
     @classmethod
+    @unaffected()
     def from_open_dllm(cls, source: str | Path | dict) -> "LDLM":
         """A model from the published format: a file that `torch.load` reads without running code, or its dict.
 
@@ -111,6 +113,7 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
         checkpoint.save(save_directory, self.config, self.state_dict())
 
     @classmethod
+    @unaffected()
     def from_pretrained(cls, model_id: str | Path, **hub_options) -> "LDLM":
         """A model from what `save_pretrained` wrote, in the dtype it was saved in; float32 for an 8-bit checkpoint.
 
