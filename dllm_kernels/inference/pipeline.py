@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.inference.sampler import FusedSampler
-from dllm_kernels.inference.weights import LiveModel, RandomModel, StoredModel
+from dllm_kernels.inference.weights import Source, StoredModel, pretrained, source_of
+from dllm_kernels.model.checkpoint import HUB_OPTIONS
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.encoder import Encoder
-from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
 from dllm_kernels.utils.ambient import unaffected
+from dllm_kernels.utils.keywords import as_dtype, keywords
 from dllm_kernels.utils.validation import real_number, whole_number
 
 KEPT_SAMPLERS = 4
@@ -46,7 +48,7 @@ class LDLMPipeline:
     a sampler is packed by one of them, and runs one call at a time.
 
     Args:
-        model: an LDLM, or a source of one.
+        model: an LDLM, a config, a name or a source, as of FusedSampler.
         tokenizer: of the model's vocabulary.
         encoder: the frozen encoder that reads prompts, on the samplers' device; or a path or hub id of it; or None for the
             one that the model's config names. It is loaded at the first prompt.
@@ -65,7 +67,7 @@ class LDLMPipeline:
 
     def __init__(
         self,
-        model: LDLM | LiveModel | StoredModel | RandomModel,
+        model: torch.nn.Module | LDLMConfig | Source | str | Path,
         tokenizer: TextTokenizer,
         encoder: Encoder | str | None = None,
         *,
@@ -73,10 +75,10 @@ class LDLMPipeline:
         context_len: int | None = None,
         **options,
     ):
-        unknown = [name for name in options if name not in OPTIONS]
-        if unknown:
-            raise TypeError(f"LDLMPipeline has no option {unknown[0]!r}; options of its samplers: {', '.join(OPTIONS)}")
-        self._source = LiveModel(model) if isinstance(model, torch.nn.Module) else model
+        options = keywords("LDLMPipeline", options, OPTIONS)
+        if "dtype" in options:
+            options["dtype"] = as_dtype(options["dtype"])
+        self._source = source_of(model, options.get("dtype", torch.bfloat16))
         self.config, self.tokenizer = self._source.config, tokenizer
         self._encoder = encoder
         self._batch_size = whole_number("batch_size", batch_size, 1)
@@ -91,25 +93,26 @@ class LDLMPipeline:
         model_id: str | Path,
         *,
         tokenizer: str | Path | None = None,
-        revision: str | None = None,
-        token: str | None = None,
         **options,
     ) -> "LDLMPipeline":
-        """A pipeline of a checkpoint folder, hub id or bundled model; its weights are read when a sampler is packed.
+        """A pipeline of a preset, checkpoint folder, hub id or bundled model; weights are read when a sampler is packed.
 
         Args:
-            model_id: as of `LDLM.from_pretrained`.
+            model_id: as of `LDLM.from_pretrained`, or a preset's name, for random weights.
             tokenizer: path or hub id; None for the tokenizer beside the weights, or else the encoder's.
-            revision, token: of the hub.
-            options: as the constructor takes them.
+            options: as the constructor takes them, and the hub's (`checkpoint.HUB_OPTIONS`).
 
         Raises:
             FileNotFoundError, ValueError: the checkpoint or the tokenizer is absent or does not fit; names it.
             ImportError: transformers is not installed.
         """
-        source = StoredModel(model_id, revision=revision, token=token)
+        own = (*OPTIONS, "encoder", "batch_size", "context_len")
+        options = keywords("LDLMPipeline.from_pretrained", options, (*own, "tokenizer", *HUB_OPTIONS))
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        source = pretrained(model_id, as_dtype(options.get("dtype", torch.bfloat16)), **hub)
         if tokenizer is None:
-            tokenizer = source.folder if has_tokenizer(source.folder) else source.config.encoder
+            beside = isinstance(source, StoredModel) and has_tokenizer(source.folder)
+            tokenizer = source.folder if beside else source.config.encoder
         if tokenizer is None:
             raise ValueError(f"{model_id} has no tokenizer beside its weights and names no encoder: pass tokenizer=")
         return cls(source, TextTokenizer(tokenizer), **options)

@@ -1,5 +1,6 @@
 """FusedSampler: a plan and a solver's table, run from first noise to tokens; on CUDA as one captured graph."""
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,22 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dllm_kernels.diffusion.noise import SAMPLES
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
+from dllm_kernels.inference.checks import check_options, checked_call
 from dllm_kernels.inference.fold import Numerics
 from dllm_kernels.inference.inputs import CallInputs
 from dllm_kernels.inference.pack import PlanOptions, pack_model
 from dllm_kernels.inference.plan import Plan
-from dllm_kernels.inference.weights import PACKED_MODULES, LiveModel, RandomModel, StoredModel
+from dllm_kernels.inference.weights import PACKED_MODULES, Source, pretrained, source_of
+from dllm_kernels.model.checkpoint import HUB_OPTIONS
 from dllm_kernels.model.config import LDLMConfig
-from dllm_kernels.model.ldlm import LDLM, build_module
+from dllm_kernels.model.ldlm import build_module
 from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, denoise_update
-from dllm_kernels.ops.dispatch import BACKENDS, check_backend
+from dllm_kernels.ops.dispatch import check_backend
 from dllm_kernels.ops.noise.op import initial_noise
 from dllm_kernels.utils.ambient import unaffected
 from dllm_kernels.utils.device import free_memory, resolve_device
-from dllm_kernels.utils.validation import real_number, whole_number
+from dllm_kernels.utils.keywords import as_dtype, keywords
 
 PLAN_OVERHEAD = 1.15
 """What a plan may allocate, as a multiple of its packed weights (docs/design.md, "Truth and plan")."""
@@ -83,7 +85,8 @@ class FusedSampler:
     such as autocast, TF32 or a default device (utils/ambient.py).
 
     Args:
-        model: an LDLM, whose weights stay as they are, or a source of its parts (inference/weights.py).
+        model: an LDLM, whose weights stay as they are; the name of a model, as of `weights.source_of`; a config, for random
+            weights; or a source of parts.
         num_steps: N, steps of the solver, at least 1.
         batch_size: B, samples a call.
         seq_len: T, tokens a sample, up to the model's; None for the model's.
@@ -95,7 +98,7 @@ class FusedSampler:
         logprobs: whether log-probabilities are returned.
         batch_invariant: a sample's result does not depend on the batch it is in, bit for bit.
         backend: "auto", "cuda", "triton" or "torch" (ops/dispatch.py).
-        dtype: of the packed weights: bfloat16, float16, float32, or float64 on a CPU.
+        dtype: of the packed weights: bfloat16, float16, float32, or float64 on a CPU; also by its name.
         device: None for CUDA where there is a card, otherwise the CPU.
 
     Attributes:
@@ -111,7 +114,7 @@ class FusedSampler:
     @unaffected()
     def __init__(
         self,
-        model: LDLM | LiveModel | StoredModel | RandomModel,
+        model: torch.nn.Module | LDLMConfig | Source | str | Path,
         num_steps: int = 10,
         batch_size: int = 1,
         seq_len: int | None = None,
@@ -123,10 +126,11 @@ class FusedSampler:
         logprobs: bool = False,
         batch_invariant: bool = False,
         backend: str = "auto",
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | str = torch.bfloat16,
         device: torch.device | str | None = None,
     ):
-        self.source = LiveModel(model) if isinstance(model, torch.nn.Module) else model
+        dtype = as_dtype(dtype)
+        self.source = source_of(model, dtype)
         self.config: LDLMConfig = self.source.config
         self.device = resolve_device(device)
         seq_len = self.config.seq_len if seq_len is None else seq_len
@@ -135,6 +139,7 @@ class FusedSampler:
         schedule = NoiseSchedule.from_config(self.config)
         times = time_grid(schedule, num_steps, grid)
         table = coefficient_table(schedule, times, solver, (1.0 if solver == "ddpm" else 0.0) if eta is None else eta)
+        self.solver = solver
         self.num_steps, self.batch_size, self.seq_len, self.context_len = num_steps, batch_size, seq_len, context_len
         self.guidance, self.logprobs, self.batch_invariant, self.backend = guidance, logprobs, batch_invariant, backend
         numerics = self.numerics = Numerics.of(dtype, self.device)
@@ -147,12 +152,24 @@ class FusedSampler:
         self.refresh()
 
     @classmethod
-    def from_pretrained(cls, model_id: str | Path, *, revision: str | None = None, token: str | None = None, **options):
-        """A sampler of a checkpoint folder, hub id or bundled model, packed part by part: never beside the whole model.
+    def from_pretrained(cls, model_id: str | Path, **options) -> "FusedSampler":
+        """A sampler of a preset, checkpoint folder, hub id or bundled model, packed part by part: never beside the whole model.
 
-        `options` are the constructor's; raises what `LDLM.from_pretrained` and the constructor raise.
+        `options` are the constructor's and the hub's (`checkpoint.HUB_OPTIONS`); raises what `LDLM.from_pretrained` and the
+        constructor raise.
         """
-        return cls(StoredModel(model_id, revision=revision, token=token), **options)
+        own = tuple(inspect.signature(cls).parameters)[1:]
+        options = keywords("FusedSampler.from_pretrained", options, (*own, *HUB_OPTIONS))
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        return cls(pretrained(model_id, as_dtype(options.get("dtype", torch.bfloat16)), **hub), **options)
+
+    def __repr__(self) -> str:
+        """What it samples, how, and on what."""
+        shape = f"num_steps={self.num_steps}, batch_size={self.batch_size}, seq_len={self.seq_len}"
+        prompt = f", context_len={self.context_len}, guidance={self.guidance}" if self.context_len else ""
+        return (
+            f"FusedSampler({shape}{prompt}, solver={self.solver!r}, dtype={self.numerics.weights}, device={str(self.device)!r})"
+        )
 
     @unaffected()
     def refresh(self) -> None:
@@ -342,40 +359,6 @@ def _exhaust(run: Iterator, progress: Progress | None = None) -> SamplerOutput:
             return stop.value
         if progress is not None:
             progress(phase, number)
-
-
-def check_options(config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, device) -> None:
-    """Raises the ValueError that a sampler of these options would, on a machine that may lack the device."""
-    for name, value, least in (
-        ("num_steps", num_steps, 1),
-        ("batch_size", batch_size, 1),
-        ("seq_len", seq_len, 1),
-        ("context_len", context_len, 0),
-    ):
-        whole_number(name, value, least)
-    if seq_len > config.seq_len:
-        raise ValueError(f"seq_len is {seq_len}; this model has {config.seq_len} latents")
-    if context_len and not config.context:
-        raise ValueError("context_len needs a model with context=True in its config")
-    if guidance and not context_len:
-        raise ValueError("guidance needs context_len of at least 1: it compares with and without a prompt")
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known backends: {', '.join(BACKENDS)}")
-    allowed = (torch.bfloat16, torch.float16, torch.float32) + ((torch.float64,) if device.type == "cpu" else ())
-    if dtype not in allowed:
-        raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {', '.join(str(d) for d in allowed)}")
-
-
-def checked_call(
-    batch_size: int, seed: int, first_sample: int, temperature: float, guidance_scale: float = 1.0
-) -> tuple[int, int, float, float]:
-    """The numbers of a call as it takes them. Raises the ValueError that a call with them would."""
-    return (
-        whole_number("seed", seed, -(2**63), 2**64 - 1),
-        whole_number("first_sample", first_sample, 0, SAMPLES - batch_size),
-        real_number("temperature", temperature, least=0),
-        real_number("guidance_scale", guidance_scale),
-    )
 
 
 def _check_memory(config: LDLMConfig, options: PlanOptions) -> None:

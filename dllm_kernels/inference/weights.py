@@ -5,15 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 
 from dllm_kernels.inference.known import known_model
 from dllm_kernels.model import checkpoint
-from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.model.config import PRESETS, LDLMConfig
 from dllm_kernels.model.ldlm import LDLM, build_module
 from dllm_kernels.utils.ambient import unaffected
+from dllm_kernels.utils.keywords import keywords
 
 PACKED_MODULES = ("denoiser", "latent_decoder", "token_decoder", "lm_head")
 """The parts that a generation reads; the latent encoder is not among them."""
@@ -111,10 +113,11 @@ class StoredModel:
 
     Raises:
         FileNotFoundError, ValueError: as `checkpoint.open_folder` and `checkpoint.load_into` do.
+        TypeError: another option.
     """
 
     def __init__(self, model_id: str | Path, **hub_options):
-        self.folder = checkpoint.resolve(model_id, **hub_options)
+        self.folder = checkpoint.resolve(model_id, **keywords("StoredModel", hub_options, checkpoint.HUB_OPTIONS))
         self.config, self._weights = checkpoint.open_folder(self.folder)
 
     @unaffected()
@@ -155,6 +158,59 @@ class RandomModel:
     def watch(self) -> Watch:
         """Nothing to watch: the weights exist only in the plan."""
         return lambda: None
+
+
+Source = RandomModel | StoredModel | LiveModel
+
+
+def pretrained(model_id: str | Path, dtype: torch.dtype = torch.bfloat16, **hub_options) -> Source:
+    """The source of `from_pretrained`: a preset by its name, with random weights of `dtype`, otherwise a StoredModel."""
+    if str(model_id) in PRESETS:
+        return RandomModel(LDLMConfig.preset(str(model_id)), dtype=dtype)
+    return StoredModel(model_id, **hub_options)
+
+
+def source_of(model: nn.Module | LDLMConfig | Source | str | Path, dtype: torch.dtype = torch.bfloat16) -> Source:
+    """Where the weights of a model come from.
+
+    Args:
+        model: a model in memory, a config or a preset's name (random weights), a checkpoint folder, a hub id, a bundled
+            model, an open-dllm file, or a source of parts, which is given back.
+        dtype: of random weights.
+
+    Raises:
+        ValueError, FileNotFoundError: a name does not fit; one sentence.
+    """
+    if isinstance(model, nn.Module):
+        return LiveModel(model)
+    if isinstance(model, LDLMConfig):
+        return RandomModel(model, dtype=dtype)
+    if not isinstance(model, (str, Path)):
+        return model
+    name = str(model)
+    if name in PRESETS:
+        return RandomModel(LDLMConfig.preset(name), dtype=dtype)
+    if is_open_dllm(name):
+        return LiveModel(LDLM.from_open_dllm(name))
+    if Path(name).exists() or "/" in name or name in checkpoint.bundled_models():
+        return stored_model(name)
+    raise ValueError(
+        f"unknown preset {name!r}, and no such file or folder; known presets: {', '.join(PRESETS)}; "
+        f"models in this package: {', '.join(checkpoint.bundled_models()) or 'none'}"
+    )
+
+
+def is_open_dllm(model: str) -> bool:
+    """Whether a model's name stands for an open-dllm file."""
+    return Path(model).is_file() or Path(model).suffix in (".pt", ".pth")
+
+
+def stored_model(model: str) -> StoredModel:
+    """The checkpoint folder, hub id or bundled model. Raises ValueError or FileNotFoundError."""
+    try:
+        return StoredModel(model)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{model} is no folder here, and the hub does not give it: {error}") from error
 
 
 class _Drawn(TorchFunctionMode):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.utils.ambient import unaffected
 from dllm_kernels.utils.device import resolve_device
+from dllm_kernels.utils.keywords import as_dtype
 
 _SAMPLED = 256
 """Values of each weight that go into an encoder's identity, enough to tell any two trained models apart."""
@@ -40,7 +41,7 @@ class Encoder:
         path: a folder or hub id of a model that `transformers.AutoModel` loads.
         layer: index into its hidden states, negative from the end.
         device: None for CUDA where there is a card, otherwise the CPU.
-        dtype: of weights and hidden states; None for bfloat16 on CUDA and float32 elsewhere.
+        dtype: of weights and hidden states, also by its name; None for bfloat16 on CUDA and float32 elsewhere.
 
     Attributes:
         hidden_dim: features d_h of a hidden state.
@@ -61,10 +62,10 @@ class Encoder:
         path: str | Path,
         layer: int = -3,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ):
         self.path, self.device = str(path), resolve_device(device)
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.dtype = as_dtype(dtype or ("bfloat16" if self.device.type == "cuda" else "float32"))
         model, self._config, self.layer, self._depth = _load(self.path, layer, self.dtype)
         self._model, self._lock = model.eval().requires_grad_(False).to(self.device), threading.Lock()
         self._layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == max(self.layer, 1))

@@ -191,7 +191,9 @@ def test_on_a_card_the_captured_loop_follows_the_guidance_formula(folder, encode
 
 class TestBadInput:
     def test_an_option_that_no_sampler_has(self, folder):
-        with pytest.raises(TypeError, match="LDLMPipeline has no option 'guidance'; options of its samplers: solver, eta"):
+        with pytest.raises(
+            TypeError, match=r"LDLMPipeline\.from_pretrained has no argument 'guidance'; its arguments: solver, eta"
+        ):
             LDLMPipeline.from_pretrained(folder, guidance=True)
 
     @pytest.mark.parametrize(
