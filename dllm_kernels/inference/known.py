@@ -114,6 +114,9 @@ def _check_call(name: str, module: nn.Module) -> None:
 
 
 def _check_attribute(name: str, found: object, known: object) -> None:
+    if isinstance(known, LDLMConfig):
+        # All that a module reads of its config when it is called; the rest made the modules inside, which are checked.
+        found, known, name = (*(getattr(c, "first_prediction", c) for c in (found, known)), f"{name}.first_prediction")
     if known is sdpa:
         function = found.func if isinstance(found, functools.partial) else found
         if function not in (sdpa, attention) or (function is not found and (found.args or found.keywords.keys() - {"backend"})):

@@ -1,5 +1,6 @@
 """What packing would leave out is refused by name, and what only wraps a model is taken off."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -225,6 +226,20 @@ def test_what_is_added_after_packing_is_seen(model, change):
     with pytest.raises(RuntimeError, match=r"first: denoiser\.blocks\.0\.mlp\); call refresh"):
         sampler()
     assert refusal(sampler.refresh).startswith("denoiser.blocks.0.mlp has a forward")
+
+
+def test_a_config_that_only_samples_differently_is_taken(model):
+    expected = FusedSampler(model, 2, grid=("log_snr", -3.0, 1.0), device="cpu")(seed=2).latents
+    model.config = dataclasses.replace(CONFIG, sampled_log_snr=(-3.0, 1.0))
+    assert torch.equal(FusedSampler(model, 2, device="cpu")(seed=2).latents, expected)
+    model.config = dataclasses.replace(CONFIG, denoiser_layers=1)
+    assert refusal(lambda: tokens(model)).startswith("denoiser.blocks.1 is not in its config")
+
+
+@pytest.mark.parametrize("what", [None, 5, LDLM, {}])
+def test_what_is_no_model(what):
+    said = f"the model is {type(what).__name__}; it must be an LDLM, an LDLMConfig, a name or a source"
+    assert refusal(lambda: FusedSampler(what, device="cpu")) == said
 
 
 def test_no_model_at_all():
