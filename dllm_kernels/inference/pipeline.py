@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.inference.sampler import FusedSampler
-from dllm_kernels.inference.weights import Source, StoredModel, pretrained, source_of
+from dllm_kernels.inference.weights import LiveModel, Source, StoredModel, pretrained, source_of
 from dllm_kernels.model.checkpoint import HUB_OPTIONS
 from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.encoder import Encoder
+from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
 from dllm_kernels.utils.ambient import unaffected
+from dllm_kernels.utils.device import resolve_device
 from dllm_kernels.utils.keywords import as_dtype, keywords
 from dllm_kernels.utils.validation import real_number, whole_number
 
@@ -171,6 +173,32 @@ class LDLMPipeline:
             tokens.append(sampler(**call).tokens)
         tokens = torch.cat(tokens)[:count]
         return PipelineOutput([self.tokenizer.text(row) for row in tokens.tolist()], tokens, seed)
+
+    @property
+    def device(self) -> torch.device:
+        """What runs the samplers."""
+        return resolve_device(self._options.get("device"))
+
+    def __repr__(self) -> str:
+        """Its model's size and what runs it."""
+        config, dtype = self.config, self._options.get("dtype", torch.bfloat16)
+        shape = f"dim={config.dim}, seq_len={config.seq_len}, vocab_size={config.vocab_size}"
+        return f"LDLMPipeline({shape}, context={config.context}, dtype={dtype}, device={str(self.device)!r})"
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the model, as `LDLM.save_pretrained` does, and the tokenizer beside it, so that `from_pretrained` reads them.
+
+        Raises:
+            ValueError: the model's weights are random and nowhere whole.
+        """
+        if isinstance(self._source, LiveModel):
+            model = self._source.model
+        elif isinstance(self._source, StoredModel):
+            model = LDLM.from_pretrained(self._source.folder)
+        else:
+            raise ValueError("this pipeline's weights are random; save the LDLM that they are to come from")
+        model.save_pretrained(folder)
+        self.tokenizer.save(folder)
 
     def refresh(self) -> None:
         """Drops the packed weights after the model's weights changed; the next call packs them again."""

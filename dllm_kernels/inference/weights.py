@@ -187,9 +187,7 @@ def source_of(model: nn.Module | LDLMConfig | Source | str | Path, dtype: torch.
         return RandomModel(model, dtype=dtype)
     if not isinstance(model, (str, Path)):
         if not (callable(model) and isinstance(getattr(model, "config", None), LDLMConfig)):
-            raise ValueError(
-                f"the model is {type(model).__name__}; it must be an LDLM, an LDLMConfig, a name or a source of parts"
-            )
+            raise ValueError(f"the model is {type(model).__name__}; it must be an LDLM, an LDLMConfig, a name or a source")
         return model
     name = str(model)
     if name in PRESETS:

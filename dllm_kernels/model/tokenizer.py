@@ -55,6 +55,10 @@ class TextTokenizer:
         """`vocabulary_hash` of this tokenizer."""
         return vocabulary_hash(self._tokenizer)
 
+    def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer's files into a folder."""
+        self._tokenizer.save_pretrained(folder)
+
     def end(self, tokens: Sequence[int]) -> int | None:
         """The index of the first end token, or None where there is none."""
         return next((place for place, token in enumerate(tokens) if token in self.end_tokens), None)

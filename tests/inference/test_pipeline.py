@@ -189,6 +189,17 @@ def test_on_a_card_the_captured_loop_follows_the_guidance_formula(folder, encode
     assert (out.tokens.cpu() == expected).double().mean() > 0.95 and len(captures) == 1
 
 
+def test_what_a_pipeline_shows_and_saves(folder, tmp_path):
+    pipe = LDLMPipeline.from_pretrained(folder, dtype="fp32", device="cpu")
+    assert repr(pipe) == "LDLMPipeline(dim=64, seq_len=13, vocab_size=101, context=True, dtype=torch.float32, device='cpu')"
+    assert pipe.device == torch.device("cpu")
+    live = LDLMPipeline(LDLM.from_pretrained(folder), TextTokenizer(folder), dtype="fp32", device="cpu")
+    for number, saved in enumerate((pipe, live)):
+        saved.save_pretrained(tmp_path / str(number))
+        again = LDLMPipeline.from_pretrained(tmp_path / str(number), dtype="fp32", device="cpu")
+        assert again(num_inference_steps=1, seed=3).texts == pipe(num_inference_steps=1, seed=3).texts
+
+
 class TestBadInput:
     def test_an_option_that_no_sampler_has(self, folder):
         with pytest.raises(
