@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from dllm_kernels.inference.checks import checked_call
 from dllm_kernels.inference.encode import PromptLimit, load_encoder
-from dllm_kernels.inference.load import load, source_of
+from dllm_kernels.inference.load import load
 from dllm_kernels.inference.options import GenerationOptions
-from dllm_kernels.inference.sampler import FusedSampler, checked_call
+from dllm_kernels.inference.sampler import FusedSampler
+from dllm_kernels.inference.weights import source_of
 from dllm_kernels.model import checkpoint
 from dllm_kernels.model.config import PRESETS
 from dllm_kernels.utils.validation import whole_number

@@ -28,13 +28,13 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None 
 
 
 def random_model(config: LDLMConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> LDLM:
-    """A model with explicit attention and the weights of `RandomModel` (inference/weights.py), made in `dtype` part by part.
+    """A model with the weights of `RandomModel` (inference/weights.py), made in `dtype` part by part.
 
     Raises:
         MemoryError: too little memory; needed and free, before anything is allocated.
     """
     with torch.device("meta"):
-        model = LDLM(config, explicit_attention)
+        model = LDLM(config)
     needed, free = sum(p.numel() for p in model.parameters()) * dtype.itemsize, free_memory(device)
     if needed > free:
         raise MemoryError(f"the model needs {needed / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free")

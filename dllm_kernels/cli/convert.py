@@ -10,7 +10,7 @@ import typer
 
 from dllm_kernels import LDLM
 from dllm_kernels.cli.output import notes
-from dllm_kernels.inference.load import is_open_dllm, stored_model
+from dllm_kernels.inference.weights import is_open_dllm, stored_model
 from dllm_kernels.model.checkpoint import TOKENIZER_FILES
 from dllm_kernels.utils.validation import user_input
 

@@ -19,9 +19,9 @@ from dllm_kernels.evaluation.judge import SMOLLM2, Judge
 from dllm_kernels.evaluation.results import Evaluation
 from dllm_kernels.evaluation.run import Task, held_out_halves
 from dllm_kernels.evaluation.run import evaluate as run_evaluation
-from dllm_kernels.inference.load import device_for, stored_model
+from dllm_kernels.inference.load import device_for
 from dllm_kernels.inference.options import Dtype, grid_of
-from dllm_kernels.inference.weights import StoredModel
+from dllm_kernels.inference.weights import StoredModel, stored_model
 from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.ldlm import MODULES, build_module
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer

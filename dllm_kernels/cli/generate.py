@@ -12,12 +12,13 @@ from dllm_kernels.batch.run import BATCHES_A_SHARD
 from dllm_kernels.cli.generate_files import generate_files
 from dllm_kernels.cli.options import DEFAULT_PRESET, AsJson, Device, DtypeOption, Steps, Threads
 from dllm_kernels.cli.output import emit, generation, machine_fields, notes, progress_bar, samples, say_tokens_only
+from dllm_kernels.inference.checks import checked_call
 from dllm_kernels.inference.encode import PromptLimit
 from dllm_kernels.inference.load import Loaded, load
 from dllm_kernels.inference.options import Dtype, GenerationOptions
 from dllm_kernels.inference.pipeline import LDLMPipeline
 from dllm_kernels.inference.profile import phase_times
-from dllm_kernels.inference.sampler import FusedSampler, checked_call
+from dllm_kernels.inference.sampler import FusedSampler
 from dllm_kernels.inference.weights import RandomModel
 from dllm_kernels.model.tokenizer import TextTokenizer
 from dllm_kernels.ops.dispatch import BACKENDS

@@ -46,8 +46,8 @@ class CallInputs:
         return cls(
             seed=scalar,
             first_sample=scalar.clone(),
-            temperature=torch.zeros((), device=device),
-            guidance_scale=torch.ones((), device=device) if options.guidance else None,
+            temperature=torch.zeros((), dtype=torch.float32, device=device),
+            guidance_scale=torch.ones((), dtype=torch.float32, device=device) if options.guidance else None,
             noise=torch.zeros(b, options.seq_len, config.latent_dim, dtype=numerics.tables, device=device),
             noise_given=flag,
             context=torch.zeros(b, p, config.hidden_dim, dtype=numerics.activations, device=device) if p else None,

@@ -2,24 +2,18 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
+from dllm_kernels.inference.checks import check_options
 from dllm_kernels.inference.options import Dtype, SamplerOptions
-from dllm_kernels.inference.sampler import check_options
-from dllm_kernels.inference.weights import LiveModel, RandomModel, StoredModel
-from dllm_kernels.model.checkpoint import bundled_models
-from dllm_kernels.model.config import PRESETS, LDLMConfig
-from dllm_kernels.model.ldlm import LDLM
+from dllm_kernels.inference.weights import Source, StoredModel, source_of
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
 from dllm_kernels.ops.dispatch import check_backend
 from dllm_kernels.utils.device import resolve_device
-
-Source = RandomModel | StoredModel | LiveModel
 
 
 @dataclass(frozen=True)
@@ -85,33 +79,6 @@ def device_for(name: str | None, backend: str, threads: int | None) -> torch.dev
     if threads is not None and device.type == "cpu":
         torch.set_num_threads(threads)
     return device
-
-
-def source_of(model: str, dtype: torch.dtype = torch.bfloat16) -> Source:
-    """What a model's name stands for: a preset, a folder, a hub id or a file. Raises ValueError or FileNotFoundError."""
-    if model in PRESETS:
-        return RandomModel(LDLMConfig.preset(model), dtype=dtype)
-    if is_open_dllm(model):
-        return LiveModel(LDLM.from_open_dllm(model))
-    if Path(model).exists() or "/" in model or model in bundled_models():
-        return stored_model(model)
-    raise ValueError(
-        f"unknown preset {model!r}, and no such file or folder; known presets: {', '.join(PRESETS)}; "
-        f"models in this package: {', '.join(bundled_models()) or 'none'}"
-    )
-
-
-def is_open_dllm(model: str) -> bool:
-    """Whether a model's name stands for an open-dllm file."""
-    return Path(model).is_file() or Path(model).suffix in (".pt", ".pth")
-
-
-def stored_model(model: str) -> StoredModel:
-    """The checkpoint folder, hub id or bundled model. Raises ValueError or FileNotFoundError."""
-    try:
-        return StoredModel(model)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{model} is no folder here, and the hub does not give it: {error}") from error
 
 
 def _tokenizer(name: str | None, source: Source) -> tuple[TextTokenizer | None, str | None]:

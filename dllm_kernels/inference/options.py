@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from dllm_kernels.utils.keywords import as_dtype
+
 
 class Dtype(StrEnum):
-    """Dtypes by their short names."""
+    """Dtypes by their short names; `Dtype(name)` takes PyTorch's names too."""
 
     bf16 = "bf16"
     fp16 = "fp16"
@@ -18,7 +20,12 @@ class Dtype(StrEnum):
     @property
     def torch(self) -> torch.dtype:
         """The dtype itself."""
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[self]
+        return as_dtype(self.value)
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Dtype":
+        dtype = as_dtype(value)
+        return next(name for name in cls if name.torch == dtype)
 
 
 def grid_of(text: str) -> str | tuple | list[float]:

@@ -8,7 +8,6 @@ Whatever does not depend on a call's input is computed here, once, in float64 (f
 - one weight for the keys and values of all layers that read the same context.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm_kernels.inference.fold import FoldedLinear, Numerics, apply_linear, fold_linear, layer_norm
+from dllm_kernels.inference.known import known_part
 from dllm_kernels.model.checkpoint import check_finite
 from dllm_kernels.model.config import LDLMConfig
-from dllm_kernels.model.denoiser import Block, Denoiser
+from dllm_kernels.model.denoiser import Block, Denoiser, time_features
 from dllm_kernels.model.layers import CrossAttention, DecoderLayer, sdpa
 from dllm_kernels.model.ldlm import Statistics
 from dllm_kernels.model.perceiver import Perceiver
@@ -28,6 +28,7 @@ from dllm_kernels.ops.extension import max_cluster
 from dllm_kernels.ops.linear.packing import PackedWeight
 from dllm_kernels.ops.linear.skinny import select_config, workspace_elements
 from dllm_kernels.ops.lm_head.skinny import select_config as select_lm_head_config
+from dllm_kernels.utils.ambient import unaffected
 
 ModuleSource = Callable[[str], nn.Module]
 """Gives a part of the model by its name (model/ldlm.py, MODULES). The part is built or read when it is asked for."""
@@ -183,7 +184,7 @@ class PackedModel:
     workspace_elements: int
 
 
-@torch.no_grad()
+@unaffected()
 def pack_model(config: LDLMConfig, source: ModuleSource, times: Tensor, options: PlanOptions) -> PackedModel:
     """Packs a model part by part: each part is asked for once, and let go before the next is asked for.
 
@@ -194,22 +195,22 @@ def pack_model(config: LDLMConfig, source: ModuleSource, times: Tensor, options:
         options: what is packed for.
 
     Raises:
-        ValueError: a weight holds NaN or infinity; names it.
+        ValueError: a weight holds NaN or infinity, or a module is not one that packing knows (known.py); names it.
     """
-    packer = _Packer(config, source("statistics"), options)
+    packer = _Packer(config, _checked(source, "statistics", config), options)
     # A part is only an argument here, so that nothing holds it when its packing is done.
-    denoiser = packer.denoiser(_finite(source, "denoiser"), times)
-    latent_decoder = packer.latent_decoder(_finite(source, "latent_decoder"))
-    module = _finite(source, "token_decoder")
+    denoiser = packer.denoiser(_checked(source, "denoiser", config), times)
+    latent_decoder = packer.latent_decoder(_checked(source, "latent_decoder", config))
+    module = _checked(source, "token_decoder", config)
     token_decoder, final_norm = packer.token_decoder(module), module.norm
     del module
-    lm_head = packer.lm_head(_finite(source, "lm_head"), final_norm)
+    lm_head = packer.lm_head(_checked(source, "lm_head", config), final_norm)
     return PackedModel(denoiser, latent_decoder, token_decoder, lm_head, packer.workspace_elements)
 
 
-def _finite(source: ModuleSource, name: str) -> nn.Module:
-    """The part `name`, after its weights were checked."""
-    module = source(name)
+def _checked(source: ModuleSource, name: str, config: LDLMConfig) -> nn.Module:
+    """The part `name`, after its modules and its weights were checked."""
+    module = known_part(name, source(name), config)
     check_finite((f"{name}.{key}", tensor) for key, tensor in module.state_dict().items())
     return module
 
@@ -224,17 +225,19 @@ class _Packer:
 
     def denoiser(self, denoiser: Denoiser, times: Tensor) -> PackedDenoiser:
         numerics = self.options.numerics
-        embedding = copy.deepcopy(denoiser.time_embedding).to(numerics.device).double()
-        time = embedding(times.to(numerics.device))
+        embedding = denoiser.time_embedding
+        features = time_features(numerics.exact(times), embedding.sinusoidal)
+        time = apply_linear(F.silu(apply_linear(features, embedding.up, numerics)), embedding.down, numerics)
         added = None if self.config.ada_ln else time
-        positions = denoiser.positions
+        # A plan shares no memory with the model.
+        positions = None if denoiser.positions is None else denoiser.positions[:, : self.options.seq_len].detach().clone()
         project_in = None if denoiser.project_in is None else self._fold(denoiser.project_in, self._denoiser_rows, added=added)
         layers = [self._block(block, denoiser, time) for block in denoiser.blocks]
         prompt_key_value, null_key_value = self._context(denoiser) if self._reads_prompt else (None, None)
         project_out = norm_scale = norm_shift = None
         if denoiser.out_modulation is None:
             norm_scale = numerics.table(denoiser.out_norm.weight.double() - 1)
-            norm_shift = numerics.table(denoiser.out_norm.bias)
+            norm_shift = numerics.table(denoiser.out_norm.bias.detach().clone())
         else:
             shift, scale = apply_linear(F.silu(time), denoiser.out_modulation, numerics).chunk(2, dim=-1)
             around = {"norm": denoiser.out_norm, "shift": shift, "scale": scale}
@@ -242,7 +245,7 @@ class _Packer:
         return PackedDenoiser(
             layers=layers,
             project_in=project_in,
-            positions=None if positions is None else numerics.activation(positions[:, : self.options.seq_len]),
+            positions=None if positions is None else numerics.activation(positions),
             time_shift=numerics.table(time) if denoiser.project_in is None else None,
             first_shift=numerics.activation(time[0]),
             project_out=project_out,

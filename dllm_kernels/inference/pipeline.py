@@ -1,5 +1,6 @@
 """LDLMPipeline: text in, text out, with the argument names of 🤗 diffusers' pipelines."""
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,15 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.inference.sampler import FusedSampler
-from dllm_kernels.inference.weights import LiveModel, RandomModel, StoredModel
+from dllm_kernels.inference.weights import LiveModel, Source, StoredModel, pretrained, source_of
+from dllm_kernels.model.checkpoint import HUB_OPTIONS
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.ldlm import LDLM
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
+from dllm_kernels.utils.ambient import unaffected
+from dllm_kernels.utils.device import resolve_device
+from dllm_kernels.utils.keywords import as_dtype, keywords
 from dllm_kernels.utils.validation import real_number, whole_number
 
 KEPT_SAMPLERS = 4
@@ -40,10 +46,11 @@ class LDLMPipeline:
     """Generates text with a model, a tokenizer and, for prompts, the frozen encoder.
 
     A call's samples run in batches of one size. A sampler is packed, and on CUDA captured, for a number of steps, a batch size,
-    and whether there is a prompt and guidance; later calls of the same kind reuse it.
+    and whether there is a prompt and guidance; later calls of the same kind reuse it. Several threads may share a pipeline:
+    a sampler is packed by one of them, and runs one call at a time.
 
     Args:
-        model: an LDLM, or a source of one.
+        model: an LDLM, a config, a name or a source, as of FusedSampler.
         tokenizer: of the model's vocabulary.
         encoder: the frozen encoder that reads prompts, on the samplers' device; or a path or hub id of it; or None for the
             one that the model's config names. It is loaded at the first prompt.
@@ -62,7 +69,7 @@ class LDLMPipeline:
 
     def __init__(
         self,
-        model: LDLM | LiveModel | StoredModel | RandomModel,
+        model: torch.nn.Module | LDLMConfig | Source | str | Path,
         tokenizer: TextTokenizer,
         encoder: Encoder | str | None = None,
         *,
@@ -70,16 +77,17 @@ class LDLMPipeline:
         context_len: int | None = None,
         **options,
     ):
-        unknown = [name for name in options if name not in OPTIONS]
-        if unknown:
-            raise TypeError(f"LDLMPipeline has no option {unknown[0]!r}; options of its samplers: {', '.join(OPTIONS)}")
-        self._source = LiveModel(model) if isinstance(model, LDLM) else model
+        options = keywords("LDLMPipeline", options, OPTIONS)
+        if "dtype" in options:
+            options["dtype"] = as_dtype(options["dtype"])
+        self._source = source_of(model, options.get("dtype", torch.bfloat16))
         self.config, self.tokenizer = self._source.config, tokenizer
         self._encoder = encoder
         self._batch_size = whole_number("batch_size", batch_size, 1)
         self._context_len = self.config.seq_len if context_len is None else whole_number("context_len", context_len, 1)
         self._options = options
         self._samplers: OrderedDict[tuple, FusedSampler] = OrderedDict()
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -87,29 +95,31 @@ class LDLMPipeline:
         model_id: str | Path,
         *,
         tokenizer: str | Path | None = None,
-        revision: str | None = None,
-        token: str | None = None,
         **options,
     ) -> "LDLMPipeline":
-        """A pipeline of a checkpoint folder, hub id or bundled model; its weights are read when a sampler is packed.
+        """A pipeline of a preset, checkpoint folder, hub id or bundled model; weights are read when a sampler is packed.
 
         Args:
-            model_id: as of `LDLM.from_pretrained`.
+            model_id: as of `LDLM.from_pretrained`, or a preset's name, for random weights.
             tokenizer: path or hub id; None for the tokenizer beside the weights, or else the encoder's.
-            revision, token: of the hub.
-            options: as the constructor takes them.
+            options: as the constructor takes them, and the hub's (`checkpoint.HUB_OPTIONS`).
 
         Raises:
             FileNotFoundError, ValueError: the checkpoint or the tokenizer is absent or does not fit; names it.
             ImportError: transformers is not installed.
         """
-        source = StoredModel(model_id, revision=revision, token=token)
+        own = (*OPTIONS, "encoder", "batch_size", "context_len")
+        options = keywords("LDLMPipeline.from_pretrained", options, (*own, "tokenizer", *HUB_OPTIONS))
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        source = pretrained(model_id, as_dtype(options.get("dtype", torch.bfloat16)), **hub)
         if tokenizer is None:
-            tokenizer = source.folder if has_tokenizer(source.folder) else source.config.encoder
+            beside = isinstance(source, StoredModel) and has_tokenizer(source.folder)
+            tokenizer = source.folder if beside else source.config.encoder
         if tokenizer is None:
             raise ValueError(f"{model_id} has no tokenizer beside its weights and names no encoder: pass tokenizer=")
         return cls(source, TextTokenizer(tokenizer), **options)
 
+    @unaffected()
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -164,9 +174,36 @@ class LDLMPipeline:
         tokens = torch.cat(tokens)[:count]
         return PipelineOutput([self.tokenizer.text(row) for row in tokens.tolist()], tokens, seed)
 
+    @property
+    def device(self) -> torch.device:
+        """What runs the samplers."""
+        return resolve_device(self._options.get("device"))
+
+    def __repr__(self) -> str:
+        """Its model's size and what runs it."""
+        config, dtype = self.config, self._options.get("dtype", torch.bfloat16)
+        shape = f"dim={config.dim}, seq_len={config.seq_len}, vocab_size={config.vocab_size}"
+        return f"LDLMPipeline({shape}, context={config.context}, dtype={dtype}, device={str(self.device)!r})"
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the model, as `LDLM.save_pretrained` does, and the tokenizer beside it, so that `from_pretrained` reads them.
+
+        Raises:
+            ValueError: the model's weights are random and nowhere whole.
+        """
+        if isinstance(self._source, LiveModel):
+            model = self._source.model
+        elif isinstance(self._source, StoredModel):
+            model = LDLM.from_pretrained(self._source.folder)
+        else:
+            raise ValueError("this pipeline's weights are random; save the LDLM that they are to come from")
+        model.save_pretrained(folder)
+        self.tokenizer.save(folder)
+
     def refresh(self) -> None:
         """Drops the packed weights after the model's weights changed; the next call packs them again."""
-        self._samplers.clear()
+        with self._lock:
+            self._samplers.clear()
 
     def _encode(self, prompt: str | list[str]) -> tuple[Tensor, Tensor]:
         """Hidden states [prompts, P, d_h] and mask [prompts, P]."""
@@ -190,18 +227,20 @@ class LDLMPipeline:
         return encoder(tokens, mask), mask.to(encoder.device)
 
     def _loaded_encoder(self) -> Encoder:
-        if not isinstance(self._encoder, Encoder):
-            self._encoder = Encoder.for_model(self.config, self._options.get("device"), self._encoder)
-        return self._encoder
+        with self._lock:
+            if not isinstance(self._encoder, Encoder):
+                self._encoder = Encoder.for_model(self.config, self._options.get("device"), self._encoder)
+            return self._encoder
 
     def _sampler(self, steps: int, batch: int, prompted: bool, guided: bool) -> FusedSampler:
         key = (steps, batch, prompted, guided)
-        if key not in self._samplers:
-            while len(self._samplers) >= KEPT_SAMPLERS:
-                self._samplers.popitem(last=False)
-            context_len = self._context_len if prompted else 0
-            self._samplers[key] = FusedSampler(
-                self._source, steps, batch, context_len=context_len, guidance=guided, **self._options
-            )
-        self._samplers.move_to_end(key)
-        return self._samplers[key]
+        with self._lock:
+            if key not in self._samplers:
+                while len(self._samplers) >= KEPT_SAMPLERS:
+                    self._samplers.popitem(last=False)
+                context_len = self._context_len if prompted else 0
+                self._samplers[key] = FusedSampler(
+                    self._source, steps, batch, context_len=context_len, guidance=guided, **self._options
+                )
+            self._samplers.move_to_end(key)
+            return self._samplers[key]

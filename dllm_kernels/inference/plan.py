@@ -52,7 +52,7 @@ class Plan:
         self._library_options = self._options | ({"backend": "auto"} if options.backend == "cuda" else {})
         device = options.numerics.device
         self._workspace = empty_workspace(packed.workspace_elements, device)
-        zero, self._one = torch.zeros((), dtype=torch.int64, device=device), torch.ones((), device=device)
+        zero, self._one = torch.zeros((), dtype=torch.int64, device=device), torch.ones((), dtype=torch.float32, device=device)
         self._no_update = options.numerics.table(torch.tensor([[1.0, 0, 0, 0]])), 0, zero, zero
 
     def first_input(self, latents: Tensor) -> Activations:

@@ -1,35 +1,42 @@
 """FusedSampler: a plan and a solver's table, run from first noise to tokens; on CUDA as one captured graph."""
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dllm_kernels.diffusion.noise import SAMPLES
 from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import coefficient_table, time_grid
+from dllm_kernels.inference.checks import check_options, checked_call
 from dllm_kernels.inference.fold import Numerics
 from dllm_kernels.inference.inputs import CallInputs
 from dllm_kernels.inference.pack import PlanOptions, pack_model
 from dllm_kernels.inference.plan import Plan
-from dllm_kernels.inference.weights import PACKED_MODULES, LiveModel, RandomModel, StoredModel
+from dllm_kernels.inference.weights import PACKED_MODULES, Source, pretrained, source_of
+from dllm_kernels.model.checkpoint import HUB_OPTIONS
 from dllm_kernels.model.config import LDLMConfig
-from dllm_kernels.model.ldlm import LDLM, build_module
+from dllm_kernels.model.ldlm import build_module
 from dllm_kernels.ops.denoise_update.op import DenoiseUpdate, denoise_update
-from dllm_kernels.ops.dispatch import BACKENDS, check_backend
+from dllm_kernels.ops.dispatch import check_backend
 from dllm_kernels.ops.noise.op import initial_noise
+from dllm_kernels.utils.ambient import unaffected
 from dllm_kernels.utils.device import free_memory, resolve_device
-from dllm_kernels.utils.validation import real_number, whole_number
+from dllm_kernels.utils.keywords import as_dtype, keywords
 
 PLAN_OVERHEAD = 1.15
 """What a plan may allocate, as a multiple of its packed weights (docs/design.md, "Truth and plan")."""
 
 Progress = Callable[[str, int], None]
-"""Called when a phase is done, with its name ("noise", "denoise", "decode" or "lm_head") and, of "denoise", the step from 0."""
+"""Called when a phase is done, with its name ("noise", "denoise", "decode" or "lm_head") and, of "denoise", the step from 0.
+It must not call the sampler, which is in the middle of a call."""
+
+_capturing = threading.Lock()
+"""Held while a graph is recorded: PyTorch's allocator and generators record for one graph at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,13 @@ class CapturedGraph:
     Attributes:
         graph: what is replayed.
         output: what a replay writes, [B, ...] as SamplerOutput has it; the next replay overwrites it.
+        plan, inputs: what a replay reads, kept alive here, so that a graph outlives its sampler's refresh().
     """
 
     graph: torch.cuda.CUDAGraph
     output: SamplerOutput
+    plan: Plan
+    inputs: CallInputs
 
     def replay(self) -> SamplerOutput:
         """Queues the generation on the current stream of the sampler's device, which must be current, and gives `output`.
@@ -71,8 +81,12 @@ class CapturedGraph:
 class FusedSampler:
     """Generates token sequences with a packed model (docs/design.md, "Sampling").
 
+    Several threads may share a sampler: calls and `refresh` take turns. Tokens do not depend on what is switched in PyTorch,
+    such as autocast, TF32 or a default device (utils/ambient.py).
+
     Args:
-        model: an LDLM, whose weights stay as they are, or a source of its parts (inference/weights.py).
+        model: an LDLM, whose weights stay as they are; the name of a model, as of `weights.source_of`; a config, for random
+            weights; or a source of parts.
         num_steps: N, steps of the solver, at least 1.
         batch_size: B, samples a call.
         seq_len: T, tokens a sample, up to the model's; None for the model's.
@@ -84,7 +98,7 @@ class FusedSampler:
         logprobs: whether log-probabilities are returned.
         batch_invariant: a sample's result does not depend on the batch it is in, bit for bit.
         backend: "auto", "cuda", "triton" or "torch" (ops/dispatch.py).
-        dtype: of the packed weights: bfloat16, float16, float32, or float64 on a CPU.
+        dtype: of the packed weights: bfloat16, float16, float32, or float64 on a CPU; also by its name.
         device: None for CUDA where there is a card, otherwise the CPU.
 
     Attributes:
@@ -97,9 +111,10 @@ class FusedSampler:
         MemoryError: too little memory for the plan and its batch; needed and free, before anything is allocated.
     """
 
+    @unaffected()
     def __init__(
         self,
-        model: LDLM | LiveModel | StoredModel | RandomModel,
+        model: torch.nn.Module | LDLMConfig | Source | str | Path,
         num_steps: int = 10,
         batch_size: int = 1,
         seq_len: int | None = None,
@@ -111,10 +126,11 @@ class FusedSampler:
         logprobs: bool = False,
         batch_invariant: bool = False,
         backend: str = "auto",
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | str = torch.bfloat16,
         device: torch.device | str | None = None,
     ):
-        self.source = LiveModel(model) if isinstance(model, LDLM) else model
+        dtype = as_dtype(dtype)
+        self.source = source_of(model, dtype)
         self.config: LDLMConfig = self.source.config
         self.device = resolve_device(device)
         seq_len = self.config.seq_len if seq_len is None else seq_len
@@ -123,33 +139,49 @@ class FusedSampler:
         schedule = NoiseSchedule.from_config(self.config)
         times = time_grid(schedule, num_steps, grid)
         table = coefficient_table(schedule, times, solver, (1.0 if solver == "ddpm" else 0.0) if eta is None else eta)
+        self.solver = solver
         self.num_steps, self.batch_size, self.seq_len, self.context_len = num_steps, batch_size, seq_len, context_len
         self.guidance, self.logprobs, self.batch_invariant, self.backend = guidance, logprobs, batch_invariant, backend
         numerics = self.numerics = Numerics.of(dtype, self.device)
         self._options = PlanOptions(seq_len, batch_size, numerics, context_len, guidance, batch_invariant, backend)
         self._times, self._table = times[:-1], self.numerics.table(table)
         self._reads_previous, self._draws_noise = ((table[:, column] != 0).any().item() for column in (2, 3))
-        self._lock = threading.Lock()
+        self._lock, self._holder = threading.Lock(), None
         self.plan: Plan | None = None
         self.graph: CapturedGraph | None = None
         self.refresh()
 
     @classmethod
-    def from_pretrained(cls, model_id: str | Path, *, revision: str | None = None, token: str | None = None, **options):
-        """A sampler of a checkpoint folder, hub id or bundled model, packed part by part: never beside the whole model.
+    def from_pretrained(cls, model_id: str | Path, **options) -> "FusedSampler":
+        """A sampler of a preset, checkpoint folder, hub id or bundled model, packed part by part: never beside the whole model.
 
-        `options` are the constructor's; raises what `LDLM.from_pretrained` and the constructor raise.
+        `options` are the constructor's and the hub's (`checkpoint.HUB_OPTIONS`); raises what `LDLM.from_pretrained` and the
+        constructor raise.
         """
-        return cls(StoredModel(model_id, revision=revision, token=token), **options)
+        own = tuple(inspect.signature(cls).parameters)[1:]
+        options = keywords("FusedSampler.from_pretrained", options, (*own, *HUB_OPTIONS))
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        return cls(pretrained(model_id, as_dtype(options.get("dtype", torch.bfloat16)), **hub), **options)
 
+    def __repr__(self) -> str:
+        """What it samples, how, and on what."""
+        shape = f"num_steps={self.num_steps}, batch_size={self.batch_size}, seq_len={self.seq_len}"
+        prompt = f", context_len={self.context_len}, guidance={self.guidance}" if self.context_len else ""
+        return (
+            f"FusedSampler({shape}{prompt}, solver={self.solver!r}, dtype={self.numerics.weights}, device={str(self.device)!r})"
+        )
+
+    @unaffected()
     def refresh(self) -> None:
         """Packs the weights again, and on CUDA captures the loop again, after the model's weights changed.
+
+        Calls of other threads wait until it is done.
 
         Raises:
             ValueError: a weight holds NaN or infinity; names it.
             MemoryError: as the constructor does. The sampler then has no plan until a refresh succeeds.
         """
-        with self._lock, self._on_device(), torch.no_grad():
+        with self._turn(), self._on_device():
             if self.graph is not None:
                 # A replay on another stream may still read what is let go here.
                 self._done.synchronize()
@@ -163,6 +195,7 @@ class FusedSampler:
             if self.device.type == "cuda":
                 self.graph, self._done = self._warmed_up_graph(), torch.cuda.Event()
 
+    @unaffected()
     def capture(self, on_phase: Progress | None = None) -> CapturedGraph:
         """Records the generation as one more CUDA graph, over the same inputs; the sampler's own graph stays as it is.
 
@@ -175,8 +208,8 @@ class FusedSampler:
         """
         if self.device.type != "cuda":
             raise RuntimeError(f"a graph needs a CUDA card; this sampler runs on {self.device}")
-        self._check_packed()
-        with self._lock, self._on_device(), torch.no_grad():
+        with self._turn(), self._on_device():
+            self._check_packed()
             return self._record(torch.cuda.Stream(), on_phase)
 
     def __call__(
@@ -208,16 +241,13 @@ class FusedSampler:
             ValueError: an argument does not fit; one sentence.
             RuntimeError: the model's weights changed after they were packed, or the last refresh() failed.
         """
-        self._check_packed()
-        changed = self._changed()
-        if changed:
-            raise RuntimeError(f"the model's weights changed after they were packed (first: {changed}); call refresh()")
         numbers = checked_call(self.batch_size, seed, first_sample, temperature, guidance_scale)
         seed, first_sample, temperature, guidance_scale = numbers
         if guidance_scale != 1.0 and not self.guidance:
             raise ValueError("guidance_scale needs a sampler made with guidance=True")
-        self._inputs.check(noise, context, context_mask)
-        with self._lock, self._on_device(), torch.no_grad():
+        with unaffected(process=self.device.type != "cuda"), self._turn(), self._on_device():
+            self._check_packed()
+            self._inputs.check(noise, context, context_mask)
             if self.graph is not None:
                 self._done.wait()
             self._inputs.fill(seed, first_sample, temperature, guidance_scale, noise, context, context_mask)
@@ -284,11 +314,12 @@ class FusedSampler:
     def _record(self, stream: torch.cuda.Stream, on_phase: Progress | None = None) -> CapturedGraph:
         graph = torch.cuda.CUDAGraph()
         # Without a stream of its own PyTorch captures on one of the first card that it captured on.
-        with torch.cuda.graph(graph, stream=stream):
+        # Other threads may allocate meanwhile, for samplers of their own.
+        with _capturing, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             if on_phase is not None:
                 on_phase("begin", 0)
             output = _exhaust(self._run(), on_phase)
-        return CapturedGraph(graph, output)
+        return CapturedGraph(graph, output, self.plan, self._inputs)
 
     def _replay(self) -> SamplerOutput:
         out = self.graph.replay()
@@ -300,6 +331,21 @@ class FusedSampler:
     def _check_packed(self) -> None:
         if self.plan is None:
             raise RuntimeError("the last refresh() failed; call refresh() again")
+        changed = self._changed()
+        if changed:
+            raise RuntimeError(f"the model's weights changed after they were packed (first: {changed}); call refresh()")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """This thread's turn at the plan and its inputs, which all calls share."""
+        if self._holder == threading.get_ident():
+            raise RuntimeError("the sampler is in the middle of a call, and what it reports progress to calls it again")
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
@@ -313,40 +359,6 @@ def _exhaust(run: Iterator, progress: Progress | None = None) -> SamplerOutput:
             return stop.value
         if progress is not None:
             progress(phase, number)
-
-
-def check_options(config, num_steps, batch_size, seq_len, context_len, guidance, backend, dtype, device) -> None:
-    """Raises the ValueError that a sampler of these options would, on a machine that may lack the device."""
-    for name, value, least in (
-        ("num_steps", num_steps, 1),
-        ("batch_size", batch_size, 1),
-        ("seq_len", seq_len, 1),
-        ("context_len", context_len, 0),
-    ):
-        whole_number(name, value, least)
-    if seq_len > config.seq_len:
-        raise ValueError(f"seq_len is {seq_len}; this model has {config.seq_len} latents")
-    if context_len and not config.context:
-        raise ValueError("context_len needs a model with context=True in its config")
-    if guidance and not context_len:
-        raise ValueError("guidance needs context_len of at least 1: it compares with and without a prompt")
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known backends: {', '.join(BACKENDS)}")
-    allowed = (torch.bfloat16, torch.float16, torch.float32) + ((torch.float64,) if device.type == "cpu" else ())
-    if dtype not in allowed:
-        raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {', '.join(str(d) for d in allowed)}")
-
-
-def checked_call(
-    batch_size: int, seed: int, first_sample: int, temperature: float, guidance_scale: float = 1.0
-) -> tuple[int, int, float, float]:
-    """The numbers of a call as it takes them. Raises the ValueError that a call with them would."""
-    return (
-        whole_number("seed", seed, -(2**63), 2**64 - 1),
-        whole_number("first_sample", first_sample, 0, SAMPLES - batch_size),
-        real_number("temperature", temperature, least=0),
-        real_number("guidance_scale", guidance_scale),
-    )
 
 
 def _check_memory(config: LDLMConfig, options: PlanOptions) -> None:

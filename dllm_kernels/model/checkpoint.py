@@ -17,6 +17,9 @@ from dllm_kernels.model.config import LDLMConfig, open_dllm_config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+"""What a caller may say about the hub."""
+
 BUNDLED = Path(__file__).parents[1] / "bundled"
 """The models that come with the package, a checkpoint folder each, by name."""
 

@@ -12,6 +12,16 @@ from dllm_kernels.model.layers import MLP, AttentionFunction, CrossAttention, Se
 FREQUENCIES = 256
 
 
+def time_features(t: Tensor, sinusoidal: bool) -> Tensor:
+    """Times t [B] as what the first layer reads: t itself [B, 1], or sinusoids of 1000 t [B, FREQUENCIES], in t's dtype."""
+    features = t.unsqueeze(-1)
+    if not sinusoidal:
+        return features
+    exponents = torch.arange(FREQUENCIES // 2, dtype=t.dtype, device=t.device) / (FREQUENCIES // 2)
+    angles = 1000 * features * torch.exp(-math.log(10_000) * exponents)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
 class TimeEmbedding(nn.Module):
     """Times t [B] in [0, 1] to vectors [B, d]: an MLP of t itself, or of sinusoids of 1000 t (DiT, arXiv:2212.09748)."""
 
@@ -25,11 +35,7 @@ class TimeEmbedding(nn.Module):
         """t [B] -> [B, d] in the weights' dtype."""
         # bf16 cannot tell neighbouring times apart, so the first layer is never computed below float32.
         dtype = torch.promote_types(self.up.weight.dtype, torch.float32)
-        features = t.to(dtype).unsqueeze(-1)
-        if self.sinusoidal:
-            exponents = torch.arange(FREQUENCIES // 2, dtype=dtype, device=t.device) / (FREQUENCIES // 2)
-            angles = 1000 * features * torch.exp(-math.log(10_000) * exponents)
-            features = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        features = time_features(t.to(dtype), self.sinusoidal)
         hidden = F.silu(F.linear(features, self.up.weight.to(dtype), self.up.bias.to(dtype)))
         return self.down(hidden.to(self.down.weight.dtype))
 

@@ -19,24 +19,29 @@ import torch
 from torch import Tensor, nn
 
 from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.utils.ambient import unaffected
 from dllm_kernels.utils.device import resolve_device
+from dllm_kernels.utils.keywords import as_dtype
 
 _SAMPLED = 256
 """Values of each weight that go into an encoder's identity, enough to tell any two trained models apart."""
 
 _NEEDED = "an encoder needs transformers: pip install 'dllm-kernels[text]'"
 
-_swapping = threading.Lock()
+_process = threading.Lock()
+"""Held while what belongs to the whole process is changed: functions of transformers' modules, and what its loading sets."""
 
 
 class Encoder:
     """A frozen language model without the layers above the one that is read, and its tokenizer.
 
+    Several threads may share it: one computes at a time. A thread that calls `tokenizer` itself must do so alone.
+
     Args:
         path: a folder or hub id of a model that `transformers.AutoModel` loads.
         layer: index into its hidden states, negative from the end.
         device: None for CUDA where there is a card, otherwise the CPU.
-        dtype: of weights and hidden states; None for bfloat16 on CUDA and float32 elsewhere.
+        dtype: of weights and hidden states, also by its name; None for bfloat16 on CUDA and float32 elsewhere.
 
     Attributes:
         hidden_dim: features d_h of a hidden state.
@@ -51,17 +56,18 @@ class Encoder:
         ValueError: `path` gives no model, or an encoder-decoder model, or it has no such layer; one sentence.
     """
 
+    @unaffected()
     def __init__(
         self,
         path: str | Path,
         layer: int = -3,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ):
         self.path, self.device = str(path), resolve_device(device)
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.dtype = as_dtype(dtype or ("bfloat16" if self.device.type == "cuda" else "float32"))
         model, self._config, self.layer, self._depth = _load(self.path, layer, self.dtype)
-        self._model = model.eval().requires_grad_(False).to(self.device)
+        self._model, self._lock = model.eval().requires_grad_(False).to(self.device), threading.Lock()
         self._layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == max(self.layer, 1))
         embedding = model.get_input_embeddings()
         self.hidden_dim, self.vocab_size = _text_config(self._config).hidden_size, embedding.num_embeddings
@@ -104,7 +110,7 @@ class Encoder:
                 f"the encoder {self.path} has {len(self.tokenizer)} tokens, and the model's vocab_size is {config.vocab_size}"
             )
 
-    @torch.no_grad()
+    @unaffected()
     def __call__(self, tokens: Tensor, mask: Tensor | None = None, batch_size: int = 256) -> Tensor:
         """Hidden states of rows of tokens. The rows come without special tokens; the model's are put around each row here.
 
@@ -125,6 +131,7 @@ class Encoder:
         rows = zip(tokens.split(batch_size), mask.split(batch_size), strict=True)
         return torch.cat([self._hidden(*part) for part in rows])
 
+    @unaffected()
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Texts to tokens [B, S] int64 without special tokens and their mask [B, S] bool, padded to the longest.
 
@@ -147,6 +154,7 @@ class Encoder:
         tokens = torch.tensor([row + [self.pad_token] * (longest - len(row)) for row in rows])
         return tokens, torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
 
+    @unaffected()
     def encode(self, texts: list[str], batch_size: int = 256) -> tuple[Tensor, Tensor]:
         """Texts to hidden states [B, S, d_h] and their mask [B, S] bool; errors as of `tokenize`."""
         tokens, mask = self.tokenize(texts)
@@ -164,6 +172,7 @@ class Encoder:
         known = (None,) if self.tokenizer is None else (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
         return next((token for token in known if token is not None), None)
 
+    @unaffected()
     def identity(self) -> str:
         """A hash of all that hidden states depend on: model, layer, dtype, special tokens, and samples of every weight."""
         kind = f"{type(self._model).__name__} {self._config.to_json_string()}"
@@ -206,7 +215,8 @@ class Encoder:
         attended = torch.arange(padded.shape[1], device=self.device) < first + lengths + len(after)
         # An empty row attends to one padding token, so that no softmax is empty; its result is set to 0.
         attended[:, 0] = True
-        with _read(self._layers, self.layer) as found, self._pytorch_only():
+        # The hook that reads a layer hangs on the model, so a second call must not run meanwhile.
+        with self._lock, _read(self._layers, self.layer) as found, self._pytorch_only():
             last = self._model(input_ids=padded, attention_mask=attended.long()).last_hidden_state
         hidden = last if self.layer == self._depth else found[0]
         return hidden[:, first : first + length].masked_fill(~mask.unsqueeze(-1), 0)
@@ -227,7 +237,7 @@ class Encoder:
     @contextmanager
     def _pytorch_only(self) -> Iterator[None]:
         """On a CPU, puts transformers' own functions in place of those that it took from a package of GPU kernels."""
-        with _swapping if self._replaced else nullcontext():
+        with _process if self._replaced else nullcontext():
             theirs = [getattr(module, name) for module, name in self._replaced]
             for (module, name), function in zip(self._replaced, theirs, strict=True):
                 setattr(module, name, function.__wrapped__)
@@ -284,11 +294,18 @@ def _read(layers: nn.ModuleList, layer: int) -> Iterator[list[Tensor]]:
 def _load(path: str, layer: int, dtype: torch.dtype):
     """(model up to the layer, the whole model's config, the layer's index from 0 to L, the depth L)."""
     try:
-        from transformers import AutoConfig, AutoModel
-        from transformers.utils import logging
+        import transformers  # noqa: F401
     except ImportError:
         raise ImportError(_NEEDED) from None
     _check_path(path)
+    with _process:
+        return _load_quietly(path, layer, dtype)
+
+
+def _load_quietly(path: str, layer: int, dtype: torch.dtype):
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # transformers would warn of the layers that are left out on purpose.
     logging.set_verbosity_error()

@@ -8,11 +8,20 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from dllm_kernels.model import checkpoint
-from dllm_kernels.model.config import LDLMConfig
+from dllm_kernels.model.config import PRESETS, LDLMConfig
 from dllm_kernels.model.denoiser import Denoiser
 from dllm_kernels.model.layers import AttentionFunction, sdpa
 from dllm_kernels.model.perceiver import Perceiver
 from dllm_kernels.model.token_decoder import TokenDecoder
+from dllm_kernels.utils.ambient import unaffected
+from dllm_kernels.utils.device import resolve_device
+from dllm_kernels.utils.keywords import as_dtype, keywords
+
+_SAVING = (
+    *("config", "repo_id", "push_to_hub", "model_card_kwargs", "commit_message", "private", "token", "branch", "create_pr"),
+    *("allow_patterns", "ignore_patterns", "delete_patterns"),
+)
+"""What huggingface_hub's ModelHubMixin takes; it lets others pass without a word."""
 
 
 class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None, tags=["latent-diffusion", "text-generation"]):
@@ -63,6 +72,7 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
         return self.lm_head(self.token_decoder(hidden))
 
     @classmethod
+    @unaffected()
     def from_open_dllm(cls, source: str | Path | dict) -> "LDLM":
         """A model from the published format: a file that `torch.load` reads without running code, or its dict.
 
@@ -89,7 +99,9 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
 
         Raises:
             ValueError: another dtype, or one together with push_to_hub.
+            TypeError: a keyword that ModelHubMixin does not have.
         """
+        hub_options = keywords("LDLM.save_pretrained", hub_options, _SAVING)
         if dtype not in (None, "int8"):
             raise ValueError(f"dtype is {dtype!r}; it must be None, for the weights as they are, or 'int8'")
         if dtype is not None and hub_options.get("push_to_hub"):
@@ -111,18 +123,37 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
         checkpoint.save(save_directory, self.config, self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, model_id: str | Path, **hub_options) -> "LDLM":
-        """A model from what `save_pretrained` wrote, in the dtype it was saved in; float32 for an 8-bit checkpoint.
+    @unaffected()
+    def from_pretrained(
+        cls,
+        model_id: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        **hub_options,
+    ) -> "LDLM":
+        """A model from what `save_pretrained` wrote.
 
         Args:
             model_id: the folder, a hub id "owner/name", or the name of a model in this package (`checkpoint.bundled_models`).
+            dtype: of all weights, also by its name; None for the dtype they were saved in, float32 for an 8-bit checkpoint.
+            device: where they go; None for the CPU.
             hub_options: revision, token, cache_dir, force_download, local_files_only.
 
         Raises:
             FileNotFoundError, ValueError: the checkpoint is absent, damaged or does not fit; names the file or the keys.
+            TypeError: another keyword.
         """
-        config, weights = checkpoint.open_folder(checkpoint.resolve(model_id, **hub_options))
-        return cls._from_state(config, weights.read())
+        given = {"dtype": dtype} if dtype is not None else {}
+        options = keywords("LDLM.from_pretrained", given | hub_options, (*checkpoint.HUB_OPTIONS, "dtype", "device"))
+        dtype = options.pop("dtype", None)
+        dtype, device = None if dtype is None else as_dtype(dtype), None if device is None else resolve_device(device)
+        if str(model_id) in PRESETS:
+            raise ValueError(
+                f"{model_id} is a preset and has no weights; LDLM(LDLMConfig.preset({str(model_id)!r})) makes some"
+            )
+        config, weights = checkpoint.open_folder(checkpoint.resolve(model_id, **options))
+        return cls._from_state(config, weights.read()).to(device=device, dtype=dtype)
 
 
 class Statistics(nn.Module):

@@ -25,6 +25,8 @@ def vocabulary_hash(tokenizer) -> str:
 class TextTokenizer:
     """A tokenizer of transformers, with what a generated sequence needs: its end, and text without special tokens.
 
+    Several threads may share it.
+
     Args:
         path: a folder or hub id.
 
@@ -52,6 +54,10 @@ class TextTokenizer:
     def vocabulary_hash(self) -> str:
         """`vocabulary_hash` of this tokenizer."""
         return vocabulary_hash(self._tokenizer)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer's files into a folder."""
+        self._tokenizer.save_pretrained(folder)
 
     def end(self, tokens: Sequence[int]) -> int | None:
         """The index of the first end token, or None where there is none."""

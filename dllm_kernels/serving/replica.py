@@ -10,9 +10,10 @@ import torch
 
 from dllm_kernels.batch.ray import check_device
 from dllm_kernels.inference.encode import PromptLimit, load_encoder
-from dllm_kernels.inference.load import load, source_of
+from dllm_kernels.inference.load import load
 from dllm_kernels.inference.options import SamplerOptions
 from dllm_kernels.inference.sampler import FusedSampler
+from dllm_kernels.inference.weights import source_of
 from dllm_kernels.model.tokenizer import TextTokenizer
 from dllm_kernels.ops.noise.op import initial_noise
 from dllm_kernels.utils.machine import Machine

@@ -42,7 +42,7 @@ def test_threads_are_set_where_it_runs_on_a_cpu_and_nowhere_else():
         ({"solver": "ddpm", "eta": 2.0}, "it must lie between 0 and 1"),
         ({"solver": "euler"}, "unknown solver 'euler'"),
         ({"grid": "1,0"}, "the grid has 2 times; 4 steps need 5"),
-        ({"dtype": "int4"}, "'int4' is not a valid Dtype"),
+        ({"dtype": "int4"}, "dtype is 'int4'; it must be one of bf16, bfloat16, fp16"),
     ],
 )
 def test_what_is_checked_is_what_a_sampler_refuses(change, expected):

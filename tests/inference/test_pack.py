@@ -81,3 +81,20 @@ def test_a_weight_that_is_not_finite_is_named(name):
         model.state_dict()[name].view(-1)[-1] = float("nan")
     with pytest.raises(ValueError, match=rf"^{name} holds NaN or infinity$"):
         pack_model(config, LiveModel(model), TIMES, PlanOptions(config.seq_len, 1, EXACT))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_plan_shares_no_memory_with_the_model(name, dtype):
+    """What is written through `.data` after packing leaves no trace, so it must not reach the plan either."""
+    config = CONFIGS[name]
+    model = randomized(config, dtype)
+    numerics = Numerics.of(dtype, torch.device("cpu"))
+    packed = pack_model(config, LiveModel(model), TIMES, PlanOptions(config.seq_len, 1, numerics))
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    found, ours = [packed], []
+    while found:
+        part = found.pop()
+        ours += [part] if isinstance(part, torch.Tensor) else []
+        found += part if isinstance(part, list) else vars(part).values() if dataclasses.is_dataclass(part) else []
+    assert len(ours) > 20 and not theirs & {tensor.untyped_storage().data_ptr() for tensor in ours}

@@ -14,6 +14,7 @@ from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.tokenizer import TextTokenizer
 from tests.evaluation.words import save_encoder, save_model
 from tests.inference.reference_sampler import reference_sample
+from tests.threads import together
 
 PROMPTS = ["w7 w8 w9", "w50"]
 
@@ -142,6 +143,22 @@ class TestSamplers:
             pipe(num_inference_steps=steps)
         assert [made[0] for made in packed] == [1, 2, 3, 4, 5, 2]
 
+    def test_threads_that_share_a_pipeline(self, folder, encoder, packed):
+        """Eight threads with prompts, seeds and steps of their own: tokens are those of one thread, and four samplers stay."""
+        pipe = LDLMPipeline.from_pretrained(folder, encoder=encoder.path, device="cpu", context_len=5)
+        calls = [{"prompt": f"w{4 + i} w{30 + i}", "num_inference_steps": 1 + i % 6, "seed": i} for i in range(8)]
+        found = together(8, lambda i: [pipe(**calls[i]).tokens.tolist() for _ in range(2)])
+        assert len(pipe._samplers) == pipeline.KEPT_SAMPLERS
+        packed.clear()
+        assert all(tokens == pipe(**calls[i]).tokens.tolist() for i in range(8) for tokens in found[i])
+        assert len({str(tokens[0]) for tokens in found}) > 4
+
+    def test_threads_that_ask_for_the_same_sampler_pack_it_once(self, folder, packed):
+        pipe = LDLMPipeline.from_pretrained(folder, device="cpu")
+        expected = [LDLMPipeline.from_pretrained(folder, device="cpu")(num_inference_steps=2, seed=i).texts for i in range(8)]
+        packed.clear()
+        assert together(8, lambda i: pipe(num_inference_steps=2, seed=i).texts) == expected and len(packed) == 1
+
     def test_changed_weights(self, folder):
         model = LDLM.from_pretrained(folder)
         pipe = LDLMPipeline(model, TextTokenizer(folder), device="cpu", dtype=torch.float32)
@@ -161,8 +178,8 @@ class TestSamplers:
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_on_a_card_the_captured_loop_follows_the_guidance_formula(folder, encoder, model, scale, monkeypatch):
     captures = []
-    capture = FusedSampler._capture
-    monkeypatch.setattr(FusedSampler, "_capture", lambda sampler: (captures.append(sampler), capture(sampler))[1])
+    capture = FusedSampler._warmed_up_graph
+    monkeypatch.setattr(FusedSampler, "_warmed_up_graph", lambda sampler: (captures.append(sampler), capture(sampler))[1])
     pipe = LDLMPipeline.from_pretrained(folder, encoder=encoder.path, dtype=torch.float32, device="cuda", context_len=5)
     call = {"num_inference_steps": 3, "guidance_scale": scale, "num_return_sequences": 4}
     pipe(PROMPTS[::-1], seed=3, **call)
@@ -172,9 +189,22 @@ def test_on_a_card_the_captured_loop_follows_the_guidance_formula(folder, encode
     assert (out.tokens.cpu() == expected).double().mean() > 0.95 and len(captures) == 1
 
 
+def test_what_a_pipeline_shows_and_saves(folder, tmp_path):
+    pipe = LDLMPipeline.from_pretrained(folder, dtype="fp32", device="cpu")
+    assert repr(pipe) == "LDLMPipeline(dim=64, seq_len=13, vocab_size=101, context=True, dtype=torch.float32, device='cpu')"
+    assert pipe.device == torch.device("cpu")
+    live = LDLMPipeline(LDLM.from_pretrained(folder), TextTokenizer(folder), dtype="fp32", device="cpu")
+    for number, saved in enumerate((pipe, live)):
+        saved.save_pretrained(tmp_path / str(number))
+        again = LDLMPipeline.from_pretrained(tmp_path / str(number), dtype="fp32", device="cpu")
+        assert again(num_inference_steps=1, seed=3).texts == pipe(num_inference_steps=1, seed=3).texts
+
+
 class TestBadInput:
     def test_an_option_that_no_sampler_has(self, folder):
-        with pytest.raises(TypeError, match="LDLMPipeline has no option 'guidance'; options of its samplers: solver, eta"):
+        with pytest.raises(
+            TypeError, match=r"LDLMPipeline\.from_pretrained has no argument 'guidance'; its arguments: solver, eta"
+        ):
             LDLMPipeline.from_pretrained(folder, guidance=True)
 
     @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import threading
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from dllm_kernels.model.layers import MLP
 from tests.inference.reference_sampler import reference_sample
 from tests.models import randomized
 from tests.numerics import assert_contract
+from tests.threads import together
 
 TINY = LDLMConfig.preset("tiny", seq_len=13, hidden_dim=48, latent_dim=24, vocab_size=101)
 CONFIGS = {
@@ -300,23 +300,28 @@ def test_a_step_reads_the_prediction_before_where_its_solver_does(monkeypatch, s
     assert found == read
 
 
-def test_two_threads_share_a_sampler():
-    sampler = sampler_of(randomized(TINY), solver="ddpm")
-    expected = [sampler(seed=s, temperature=1.0) for s in range(12)]
-    wrong = []
+class TestThreads:
+    def test_calls_of_a_shared_sampler(self):
+        sampler = sampler_of(randomized(TINY), solver="ddpm")
+        expected = [sampler(seed=s, temperature=1.0) for s in range(8)]
+        found = together(8, lambda s: [sampler(seed=s, temperature=1.0) for _ in range(4)])
+        for s in range(8):
+            for out in found[s]:
+                assert torch.equal(out.latents, expected[s].latents) and torch.equal(out.tokens, expected[s].tokens)
 
-    def work(seeds):
-        for s in seeds:
-            out = sampler(seed=s, temperature=1.0)
-            if not (torch.equal(out.latents, expected[s].latents) and torch.equal(out.tokens, expected[s].tokens)):
-                wrong.append(s)
+    def test_calls_wait_for_a_refresh(self):
+        sampler = sampler_of(randomized(TINY))
+        expected = [sampler(seed=s).latents for s in range(6)]
+        found = together(6, lambda s: [(s > 1 or sampler.refresh(), sampler(seed=s).latents)[1] for _ in range(6)])
+        assert all(torch.equal(latents, expected[s]) for s in range(6) for latents in found[s])
 
-    threads = [threading.Thread(target=work, args=(list(range(12))[k::2] * 3,)) for k in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    def test_progress_may_not_call_its_sampler(self):
+        sampler = sampler_of(randomized(TINY))
+        expected = sampler(seed=1).latents
+        for call in (sampler, sampler.refresh):
+            with pytest.raises(RuntimeError, match="in the middle of a call, and what it reports progress to calls it again"):
+                sampler(seed=1, progress=lambda *_, call=call: call())
+        assert torch.equal(sampler(seed=1).latents, expected)
 
 
 def test_progress_names_every_phase():

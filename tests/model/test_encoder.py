@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from dllm_kernels import LDLMConfig
 from dllm_kernels.model.encoder import Encoder
+from tests.threads import together
 from tests.training.parts import refusal, save_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -142,6 +143,25 @@ def test_identity_tells_models_and_layers_apart(folders, tmp_path):
         model.save_pretrained(tmp_path)
         model.encoder.layer[1].output.dense.bias -= 1e-3
     assert Encoder(tmp_path, -3, "cpu").identity() != first
+
+
+@pytest.mark.parametrize("layer", (0, -3))
+def test_threads_that_share_an_encoder_get_the_hidden_states_of_their_own_texts(folders, tmp_path, layer):
+    folders("bert")[1].save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    encoder = Encoder(tmp_path, layer, "cpu")
+    texts = [f"w{4 + i} w{20 + i}" for i in range(8)]
+    expected = [encoder.encode([text])[0] for text in texts]
+    found = together(8, lambda i: [encoder.encode([texts[i]])[0] for _ in range(8)])
+    assert all(torch.equal(hidden, expected[i]) for i in range(8) for hidden in found[i])
+
+
+def test_encoders_loaded_by_several_threads_leave_the_process_as_it_was(folders):
+    folder, verbosity = folders("bert")[0], transformers.logging.get_verbosity()
+    encoders = together(4, lambda i: Encoder(folder, -2 - i, "cpu"))
+    assert [encoder.layer for encoder in encoders] == [4, 3, 2, 1]
+    assert (torch.get_default_dtype(), transformers.logging.get_verbosity()) == (torch.float32, verbosity)
+    assert transformers.utils.logging.is_progress_bar_enabled()
 
 
 KERNELS = """

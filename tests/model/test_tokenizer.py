@@ -6,6 +6,7 @@ pytest.importorskip("transformers")
 
 from dllm_kernels.model.tokenizer import TextTokenizer, has_tokenizer
 from tests.evaluation.words import words_tokenizer
+from tests.threads import together
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,16 @@ def test_a_folder_without_one(folder, tmp_path):
     assert has_tokenizer(folder) and not has_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="gives no tokenizer"):
         TextTokenizer(tmp_path)
+
+
+def test_threads_that_share_a_tokenizer(tmp_path):
+    """Also one whose file asks for truncation and padding, which transformers takes away at a call."""
+    words = words_tokenizer()
+    words.backend_tokenizer.enable_truncation(2)
+    words.backend_tokenizer.enable_padding(length=7, pad_id=2, pad_token="[PAD]")
+    words.save_pretrained(tmp_path)
+    assert '"max_length": 2' in (tmp_path / "tokenizer.json").read_text()
+    tokenizer = TextTokenizer(tmp_path)
+    texts = [f"w{4 + i} w5 w{20 + i}" for i in range(8)]
+    found = together(8, lambda i: [(tokenizer.tokens([texts[i]] * 9), tokenizer.text([4 + i, 5, 20 + i])) for _ in range(20)])
+    assert all(pair == ([[4 + i, 5, 20 + i]] * 9, texts[i]) for i in range(8) for pair in found[i])

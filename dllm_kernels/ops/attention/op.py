@@ -177,7 +177,8 @@ def attention_forward(
         out as of `attention`, and the log-sum-exp (base 2) of each query's scaled scores, [B, H, T] float32, -inf for a query
         that attends to nothing; the log-sum-exp is empty where the backward does without: of PyTorch and of CUDA.
     """
-    return _select(q, k, key_mask, backend).function(q, k, v, key_mask, causal)
+    with torch.autocast(q.device.type, enabled=False):
+        return _select(q, k, key_mask, backend).function(q, k, v, key_mask, causal)
 
 
 @attention_forward.register_fake
@@ -199,6 +200,13 @@ def attention_backward(
         mask = None if key_mask is None else key_mask.contiguous()
         with torch.cuda.device_of(q):
             return launch(grad.contiguous(), q, k, v, mask, out, lse, causal)
+    with torch.autocast(q.device.type, enabled=False):
+        return _backward_torch(grad, q, k, v, key_mask, out.dtype, causal)
+
+
+def _backward_torch(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, dtype: torch.dtype, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     # PyTorch's fused kernels have no backward for some head dimensions and masks; this serves all.
     wide = torch.promote_types(q.dtype, torch.float32)
     attended, k, v = _attended(q, k, v, key_mask, causal)
@@ -209,7 +217,7 @@ def attention_backward(
     dq = torch.einsum("bhts,bshd->bthd", grad_scores, k)
     dk = torch.einsum("bhts,bthd->bshd", grad_scores, q)
     dv = torch.einsum("bhts,bthd->bshd", weights, grad)
-    return tuple(g.to(out.dtype).contiguous() for g in (dq, dk, dv))
+    return tuple(g.to(dtype).contiguous() for g in (dq, dk, dv))
 
 
 @attention_backward.register_fake

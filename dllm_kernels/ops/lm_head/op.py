@@ -36,7 +36,8 @@ def _lm_head(
     if backend == "auto" and hidden.dtype == torch.float64:
         backend = "torch"
     function = select("lm_head", hidden.device, backend).function
-    return function(hidden, weight, bias, temperature, seed, first_sample, logprobs, batch_invariant)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return function(hidden, weight, bias, temperature, seed, first_sample, logprobs, batch_invariant)
 
 
 @_lm_head.register_fake

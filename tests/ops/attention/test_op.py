@@ -166,3 +166,17 @@ def test_rows_that_do_not_begin_at_16_bytes_are_copied():
     ):
         y = _sixteen_byte_rows(x)
         assert y is not x and y.is_contiguous() and torch.equal(y, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_around_it_changes_nothing(dtype):
+    """The result has q's dtype, and gradients the dtype of what they are of."""
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = ((torch.randn(2, 5, 2, 16, generator=generator) + 0.3).requires_grad_() for _ in range(3))
+    mask = torch.arange(5) < torch.tensor([[3], [5]])
+    expected = attention(q, k, v, mask)
+    gradients = torch.autograd.grad(expected.sum(), (q, k, v))
+    with torch.autocast("cpu", dtype):
+        found = attention(q, k, v, mask)
+        assert torch.equal(found, expected)
+        assert all(map(torch.equal, torch.autograd.grad(found.sum(), (q, k, v)), gradients))

@@ -340,3 +340,13 @@ def test_bad_input_gets_one_sentence(change, message):
     good = {"hidden": X, "weight": W, "bias": B, "temperature": torch.tensor(0.0), "seed": zero, "first_sample": zero}
     with pytest.raises(ValueError, match=message):
         lm_head(**(good | change))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_around_it_changes_nothing(dtype):
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2, 5, 16), (30, 16), (30,)))
+    call = (hidden, weight, bias, torch.tensor(0.5), torch.tensor(3), torch.tensor(1), True)
+    expected = lm_head(*call)
+    with torch.autocast("cpu", dtype):
+        assert all(map(torch.equal, lm_head(*call), expected))
