@@ -213,6 +213,15 @@ def _finite(source: ModuleSource, name: str) -> nn.Module:
     return module
 
 
+def _step_embedding(denoiser: Denoiser, times: Tensor, device: torch.device) -> Tensor:
+    """`Denoiser.step_embedding` of times [N] in float64 on `device`, without a copy of the blocks there."""
+    embeddings = [denoiser.time_embedding, denoiser.guidance_embedding]
+    copies = [None if e is None else copy.deepcopy(e).to(device).double() for e in embeddings]
+    times = times.to(device)
+    time = copies[0](times)
+    return time if copies[1] is None else time + copies[1](denoiser.guidance_shares(times))
+
+
 class _Packer:
     """Packs the parts of one model, and adds up the workspace that their kernels share."""
 
@@ -223,8 +232,7 @@ class _Packer:
 
     def denoiser(self, denoiser: Denoiser, times: Tensor) -> PackedDenoiser:
         numerics = self.options.numerics
-        embedding = copy.deepcopy(denoiser.time_embedding).to(numerics.device).double()
-        time = embedding(times.to(numerics.device))
+        time = _step_embedding(denoiser, times, numerics.device)
         added = None if self.config.ada_ln else time
         positions = denoiser.positions
         project_in = None if denoiser.project_in is None else self._fold(denoiser.project_in, self._denoiser_rows, added=added)

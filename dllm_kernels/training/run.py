@@ -218,7 +218,8 @@ class Run:
         size, share = settings.optimizer.batch_size, settings.optimizer.batch_size // self.world
         first = self.rank * share
         batch = self.training.batch(self.order(self.step * size + first, share))
-        draws = draw(settings.seed, self.step, size, first, share, self._shape, self.device)
+        noisy = settings.recipe.self_conditioning_noise > 0
+        draws = draw(settings.seed, self.step, size, first, share, self._shape, self.device, noisy)
         times = self.timesteps.times(draws.time) if settings.recipe.adaptive_timesteps else draws.time.double()
         losses = self.joint(batch, draws, times, torch.full((), self._encoder_share(), device=self.device))
         self.accelerator.backward(losses.total)

@@ -76,6 +76,8 @@ class RecipeSettings:
         encoder_gradient: what gamma grows to; the paper's 1, or less where the latents lose too much to the denoiser's ease.
         adaptive_timesteps: p(t) proportional to dL/dt instead of uniform.
         self_conditioning: probability that the denoiser sees its own first prediction.
+        self_conditioning_noise: standard deviation of the noise on the prediction that the denoiser sees (FastDiSS,
+            arXiv:2604.05551), relative to that of the latents.
         context_dropout: probability that a prompt is replaced by the null context.
     """
 
@@ -85,6 +87,7 @@ class RecipeSettings:
     encoder_gradient: float = 1.0
     adaptive_timesteps: bool = True
     self_conditioning: float = 0.5
+    self_conditioning_noise: float = 0.0
     context_dropout: float = 0.1
 
 
@@ -148,6 +151,9 @@ class Settings:
                 f"recipe.encoder_warmup_min is {recipe.encoder_warmup_min!r}; "
                 f"it must be at most recipe.encoder_gradient, {recipe.encoder_gradient!r}"
             )
+        _between("recipe.self_conditioning_noise", recipe.self_conditioning_noise, 0, math.inf)
+        if self.model.guidance_range and not recipe.self_conditioning:
+            raise ValueError("model.guidance_range needs recipe.self_conditioning, since guidance compares with and without it")
         for name in ("steps", "batch_size"):
             _between(f"optimizer.{name}", getattr(optimizer, name), 1, math.inf)
         for name in ("learning_rate", "clip"):
