@@ -140,11 +140,8 @@ class JointTraining(nn.Module):
         if self.model.config.guidance_range is None:
             return None
         low, high = self.model.config.guidance_range
-        return (
-            low * (high / low) ** draws.guidance.float()
-            if self.training
-            else torch.ones_like(draws.guidance, dtype=torch.float32)
-        )
+        place = draws.guidance.float()
+        return low * (high / low) ** place if self.training else torch.ones_like(place)
 
     def _context(self, batch: Batch, draws: Draws) -> tuple[Tensor | None, Tensor | None]:
         """The prompts for the denoiser; a dropped or an empty one is the learned null context, alone in its row."""
