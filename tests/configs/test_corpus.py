@@ -98,6 +98,9 @@ GOOD = (
 )
 
 
+COLOURS, THINGS = ("red", "blue", "old", "new"), ("cup", "pot", "jar", "pan", "lid", "mug", "can", "bag")
+
+
 class TestFilters:
     def test_a_text_ends_at_its_last_sentence(self, corpus):
         assert corpus.filters.text_of(GOOD + " After that, we") == (GOOD, "")
@@ -118,8 +121,7 @@ class TestFilters:
             ("we went on and on", "no sentence"),
             ("It rained. We stayed in. Nobody minded.", "short"),
             (f"It rained. We stayed in{', and we stayed in bed until noon' * 9}.", "few sentences"),
-            (" ".join(f"The {a} {b} fell from a shelf." for a in "red blue old new".split() for b in "cup pot jar pan lid "
-             "mug can bag".split()), "long"),
+            (" ".join(f"The {a} {b} fell from a shelf." for a in COLOURS for b in THINGS), "long"),
             (GOOD + ' He said, "Yes.', "marks"),
             (GOOD + " As an AI, I like beans.", "about itself"),
             (GOOD + " It was a testament to us.", "ornate"),
@@ -128,7 +130,7 @@ class TestFilters:
             (GOOD + " We bought seeds at the market, we bought seeds at the market.", "loop"),
             (GOOD + " It was was late.", "loop"),
         ],
-    )  # fmt: skip
+    )
     def test_reasons(self, corpus, text, reason):
         assert corpus.filters.text_of(text) == (None, reason)
 
