@@ -169,8 +169,9 @@ class Run:
             return
         if not steps:
             raise ValueError(f"{self.output} holds no checkpoint to go on from")
-        before, now = json.loads((self.output / "settings.json").read_text()), json.loads(json.dumps(settings.to_dict()))
-        changed = [name for name in now if name not in MAY_CHANGE and now[name] != before.get(name)]
+        before = Settings.recorded(json.loads((self.output / "settings.json").read_text()))
+        now = json.loads(json.dumps(settings.to_dict()))
+        changed = [name for name in now if name not in MAY_CHANGE and now[name] != before[name]]
         if changed:
             raise ValueError(f"{self.output} was begun with other settings of {', '.join(changed)}; a run goes on as it began")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -224,6 +225,16 @@ class Settings:
         preset = model.pop("preset", None)
         base = LDLMConfig.preset(preset).to_dict() if preset is not None else {}
         return _build(cls, "", document | {"model": LDLMConfig.from_dict(base | model | named)})
+
+    @classmethod
+    def recorded(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """What `to_dict` gave in a run's settings.json, as it gives it now: a field that is newer than the run has its default.
+
+        Raises:
+            ValueError: the fields are not those of a run.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        return json.loads(json.dumps(cls._from({name: value for name, value in fields.items() if name in known}).to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON holds."""

@@ -169,6 +169,19 @@ class TestTraining:
 
 
 class TestResume:
+    def test_a_run_of_an_older_version_goes_on(self, parts, short):
+        """Its settings.json lacks the fields that are newer; they have their defaults."""
+        shutil.copytree(short, parts / "older")
+        path = parts / "older" / "settings.json"
+        told = json.loads(path.read_text())
+        del told["recipe"]["self_conditioning_noise"], told["model"]["guidance_range"], told["model"]["sampled_guidance"]
+        path.write_text(json.dumps(told | {"output": str(parts / "older")}))
+        Run(tiny(parts, "older", **SHORT), resume=True, device="cpu")
+        told["recipe"]["self_conditioning"] = 0.25
+        path.write_text(json.dumps(told | {"output": str(parts / "older")}))
+        with pytest.raises(ValueError, match="begun with other settings of recipe; a run goes on as it began"):
+            Run(tiny(parts, "older", **SHORT), resume=True, device="cpu")
+
     def test_a_killed_run_ends_with_the_same_weights(self, parts, short):
         """SIGKILL somewhere after the first checkpoint; what is resumed has the weights and metrics of a run that was not."""
         path = write_config(parts, "killed", **SHORT)
