@@ -1,13 +1,13 @@
 """docs/quality.md: the committed evaluations. Every number comes from an evaluation's file."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.report.drawing import files as plot_files
 from benchmarks.report.pages import committed, picture, table
 from benchmarks.report.quality_plots import BEST, FEW, MODELS, draw, plot_name, plots
 from dllm_kernels.bench.wording import number
-from dllm_kernels.evaluation.results import HUMAN, SCHEMA, Evaluation, read
+from dllm_kernels.evaluation.results import HUMAN, SCHEMA, Evaluation, Row, read
 
 MANY = ("ddim", 25)
 """Solver and steps that FEW stands beside, to tell whether the second-order solver needs fewer."""
@@ -65,6 +65,14 @@ _MEANINGS = (
     ("tok/s", "a generator's own tokens a second"),
 )
 
+_OTHERS = [
+    (
+        "perplexity, by another judge",
+        "the same by that model. 3-gram is a model of the held-out text that is in no row, smoothed as by Witten and Bell: it "
+        "counts the model's own tokens and wrote none of the texts",
+    )
+]
+
 
 def document(evaluations: list[Evaluation], drawn: dict[str, dict[str, Any]]) -> str:
     """docs/quality.md."""
@@ -72,7 +80,7 @@ def document(evaluations: list[Evaluation], drawn: dict[str, dict[str, Any]]) ->
         "# Quality",
         "`python -m benchmarks.report` writes this page from files that `dllm-kernels evaluate` made.",
         "## What the columns say",
-        table(("column", "meaning"), _MEANINGS),
+        table(("column", "meaning"), [*_MEANINGS, *(_OTHERS if any(map(_other_judges, evaluations)) else [])]),
         "All texts are cut to the same number of the model's tokens and spelled by its tokenizer. Entropies, distinct-n and "
         "memorisation count these tokens. The judge's own samples are drawn at temperature 1.",
     ]
@@ -88,8 +96,9 @@ def document(evaluations: list[Evaluation], drawn: dict[str, dict[str, Any]]) ->
 def _section(evaluation: Evaluation) -> list[str]:
     machine, settings = evaluation.machine, evaluation.settings
     state = "" if evaluation.complete else " **Incomplete.**"
+    columns = _columns(evaluation)
     rows = [
-        [row.source, row.solver or "-", str(row.steps or "-"), *(c(row) for c in _COLUMNS.values())] for row in evaluation.rows
+        [row.source, row.solver or "-", str(row.steps or "-"), *(c(row) for c in columns.values())] for row in evaluation.rows
     ]
     text = [
         f"## {evaluation.title}",
@@ -98,7 +107,7 @@ def _section(evaluation: Evaluation) -> list[str]:
         f"{settings['seq_len']} tokens, "
         f"{settings['samples']} samples a row, grid {settings['grid']}, {settings['dtype']}, batch {settings['batch']}, "
         f"temperature {settings['temperature']:g}, seed {settings['seed']}; judge: {evaluation.judge}.{state}",
-        table(["text", "solver", "steps", *_COLUMNS], rows),
+        table(["text", "solver", "steps", *columns], rows),
         *_verdicts(evaluation),
         *(f"Left out: {reason}." for reason in evaluation.left_out),
     ]
@@ -107,6 +116,19 @@ def _section(evaluation: Evaluation) -> list[str]:
             text.append(f"The first samples of {row.solver} at {row.steps} steps, not picked:")
             text += ["> " + " ".join(example.split()) for example in row.examples]
     return text
+
+
+def _columns(evaluation: Evaluation) -> dict[str, Callable[[Row], str]]:
+    """The columns, with one for each further judge beside the first one's."""
+    judged = {
+        f"perplexity, {name}": lambda row, name=name: number(row.other_perplexities.get(name))
+        for name in _other_judges(evaluation)
+    }
+    return {"perplexity": _COLUMNS["perplexity"]} | judged | _COLUMNS
+
+
+def _other_judges(evaluation: Evaluation) -> list[str]:
+    return list(dict.fromkeys(name for row in evaluation.rows for name in row.other_perplexities))
 
 
 def _verdicts(evaluation: Evaluation) -> list[str]:

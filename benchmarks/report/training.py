@@ -13,6 +13,7 @@ from benchmarks.report.drawing import Label, Theme, canvas, headline, name_ends,
 from benchmarks.report.drawing import files as plot_files
 from benchmarks.report.pages import RESULTS, ROOT, picture, table, within
 from dllm_kernels.bench.wording import number
+from dllm_kernels.training.settings import Settings
 
 RUNS = RESULTS / "training"
 PAGE, PLOT = "docs/training.md", "training"
@@ -32,7 +33,8 @@ def runs() -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
     found = {}
     for folder in sorted(path for path in RUNS.iterdir() if path.is_dir()):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        found[folder.name] = json.loads((folder / "settings.json").read_text()), lines
+        settings = json.loads((folder / "settings.json").read_text())
+        found[folder.name] = settings | Settings.recorded(settings), lines
     return found
 
 

@@ -28,8 +28,8 @@ import openings
 import torch
 import write_corpus
 
-LEAST, MOST, RAREST = 0.70, 1.50, 7.0
-SAME, PHRASE = 6, 60
+LEAST, MOST, RAREST = 0.70, 1.60, 7.0
+SAME, PHRASE = 12, 500
 FILE, CHUNK = 31 << 19, 30_000
 """Bytes of a file at most; texts of one of its streams."""
 
@@ -44,12 +44,14 @@ def read(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
 
 def grams(ids: torch.Tensor, text: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A hash of each run of n tokens within a text, and its text."""
-    value = torch.zeros(len(ids) - n + 1, dtype=torch.int64, device=ids.device)
+    # None where there are fewer tokens than a run has.
+    count = max(0, len(ids) - n + 1)
+    value = torch.zeros(count, dtype=torch.int64, device=ids.device)
     for i in range(n):
-        value = value * 6364136223846793005 + ids[i : len(ids) - n + 1 + i] + 1442695040888963407
+        value = value * 6364136223846793005 + ids[i : count + i] + 1442695040888963407
     value = value ^ ((value >> 29) & ((1 << 35) - 1))
-    inside = text[: len(value)] == text[n - 1 :]
-    return value[inside], text[: len(value)][inside]
+    inside = text[:count] == text[n - 1 : n - 1 + count]
+    return value[inside], text[:count][inside]
 
 
 def beyond(value: torch.Tensor, text: torch.Tensor, most: int) -> torch.Tensor:

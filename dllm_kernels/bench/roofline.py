@@ -121,10 +121,12 @@ def _is_folded(part: str, name: str) -> bool:
 
 
 def _reads_one_row(part: str, name: str) -> bool:
-    """Whether a layer of the denoiser reads the time, or the null context, and not the latents."""
+    """Whether a layer of the denoiser reads the time, the guidance scale or the null context, and not the latents."""
     if part != "denoiser":
         return False
-    return name.startswith("time_embedding") or name.endswith(("modulation", "cross_attention.key_value"))
+    return name.startswith(("time_embedding", "guidance_embedding")) or name.endswith(
+        ("modulation", "cross_attention.key_value")
+    )
 
 
 @dataclass(frozen=True)

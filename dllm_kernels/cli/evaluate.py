@@ -17,7 +17,7 @@ from dllm_kernels.diffusion.schedule import NoiseSchedule
 from dllm_kernels.diffusion.solver import SOLVERS, time_grid
 from dllm_kernels.evaluation.judge import SMOLLM2, Judge
 from dllm_kernels.evaluation.results import Evaluation
-from dllm_kernels.evaluation.run import Task, held_out_halves
+from dllm_kernels.evaluation.run import Task, held_out_parts
 from dllm_kernels.evaluation.run import evaluate as run_evaluation
 from dllm_kernels.inference.load import device_for
 from dllm_kernels.inference.options import Dtype, grid_of
@@ -38,7 +38,9 @@ def evaluate(
     training: Annotated[
         Path | None, typer.Option(help="what the model was trained on, text or train's windows, to find what it repeats")
     ] = None,
-    judge: Annotated[str, typer.Option(help="a GGUF file, folder or hub id of a causal language model")] = SMOLLM2,
+    judge: Annotated[
+        list[str], typer.Option(help="a GGUF file, folder or hub id of a causal language model; several times for several")
+    ] = (SMOLLM2,),
     samples: Annotated[int, typer.Option(min=2, help="texts a row of the table")] = 512,
     steps: Annotated[str, typer.Option(help="numbers of steps, with commas between them")] = "1,2,4,10,25,50",
     solver: Annotated[list[str], typer.Option(help="ddim, ddpm or dpmpp_2m; several times for several")] = ("ddim", "dpmpp_2m"),
@@ -74,16 +76,21 @@ def evaluate(
         task = Task(held_out, training, samples, solvers, numbers, times, batch, prompt_len, temperature, seed, dtype.torch, on)
         try:
             words = TextTokenizer(_tokenizer_path(tokenizer, encoder, source))
-            halves = held_out_halves(task, words, source.config.seq_len)
-            with notes.status("loading the judge"):
-                reader = Judge(judge, on)
+            parts = held_out_parts(task, words, source.config.seq_len)
+            with notes.status("loading the judges"):
+                judges = [Judge(path, on) for path in dict.fromkeys(judge)]
         except ImportError as error:
             raise ValueError(str(error)) from error
+        names = [reader.name for reader in judges]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"two judges have one name, {', '.join(names)}; rename a file or folder, so that rows tell them apart"
+            )
         evaluation = Evaluation(
             name or source.folder.resolve().name,
             shlex.join(["dllm-kernels", *sys.argv[1:]]),
             Machine(on).describe(),
-            reader.name,
+            names[0],
             {
                 "samples": samples,
                 "seq_len": source.config.seq_len,
@@ -101,7 +108,7 @@ def evaluate(
         frozen = _encoder(encoder, source, on, evaluation)
         evaluation.write(output)
     with notes.status("evaluating") as status:
-        run_evaluation(evaluation, task, source, words, reader, frozen, halves, lambda: evaluation.write(output), status.update)
+        run_evaluation(evaluation, task, source, words, judges, frozen, parts, lambda: evaluation.write(output), status.update)
     emit(evaluation.fields(), as_json, lambda _: _show(evaluation))
 
 
@@ -148,12 +155,14 @@ def _parameters(source: StoredModel) -> int:
 def _show(evaluation: Evaluation) -> None:
     """The table in the terminal."""
     table = Table("text", box=None, padding=(0, 1, 0, 0))
-    titles = ["steps", "perplexity", "entropy", "distinct-2", "MAUVE", "memorised", "tok/s"]
+    others = [] if not evaluation.rows else list(evaluation.rows[0].other_perplexities)
+    titles = ["steps", "perplexity", *others, "entropy", "distinct-2", "MAUVE", "memorised", "tok/s"]
     for title in titles:
         table.add_column(title, justify="right")
     for row in evaluation.rows:
         source = row.source if row.solver is None else f"{row.source}, {row.solver}"
-        numbers = [row.steps, row.perplexity, row.entropy, row.distinct_2, row.mauve, row.memorised, row.tokens_per_s]
+        judged = [row.perplexity, *(row.other_perplexities.get(name) for name in others)]
+        numbers = [row.steps, *judged, row.entropy, row.distinct_2, row.mauve, row.memorised, row.tokens_per_s]
         table.add_row(source, *map(number, numbers))
     out.print(table)
     for about, found in (("reconstruction", evaluation.reconstruction), ("prompts", evaluation.prompts)):

@@ -50,7 +50,7 @@ def generate(
     ] = None,
     seq_len: SeqLen = None,
     solver: Annotated[str, typer.Option(help="ddim, ddpm or dpmpp_2m")] = "ddim",
-    eta: Annotated[float | None, typer.Option(help="noise of ddpm; 1 is the ancestral sampler")] = None,
+    eta: Annotated[float | None, typer.Option(help="noise of ddpm: 0 none, 1 the ancestral sampler, 2 full re-noising")] = None,
     grid: Annotated[str, typer.Option(help="auto, t, log_snr:START:END, or the times, 1,0.5,0")] = "auto",
     seed: Seed = 0,
     first_sample: Annotated[int, typer.Option(min=0, help="number of the first sample of the seed")] = 0,

@@ -69,9 +69,10 @@ def coefficient_table(schedule: NoiseSchedule, times: Sequence | Tensor, solver:
         schedule: the model's noise schedule.
         times: [N + 1] strictly decreasing within [0, 1].
         solver: "ddim" (arXiv:2010.02502, eq. 12 without noise); "ddpm", the same with noise (eq. 16), for eta = 1 the
-            ancestral sampler of arXiv:2006.11239; "dpmpp_2m", the second-order multistep DPM-Solver++ (arXiv:2211.01095,
-            algorithm 2).
-        eta: share of the posterior's standard deviation that "ddpm" adds as noise, in [0, 1]; 0 for the other solvers.
+            ancestral sampler of arXiv:2006.11239, for eta = 2 the multistep sampler of arXiv:2303.01469; "dpmpp_2m", the
+            second-order multistep DPM-Solver++ (arXiv:2211.01095, algorithm 2).
+        eta: noise of "ddpm", in [0, 2]: up to 1 the share of the posterior's standard deviation, from there on linear up to
+            full re-noising at 2, where nothing of z_i is kept; 0 for the other solvers.
 
     Returns:
         [N, 4] float64, finite.
@@ -84,17 +85,23 @@ def coefficient_table(schedule: NoiseSchedule, times: Sequence | Tensor, solver:
         raise ValueError(f"unknown solver {solver!r}; known solvers: {', '.join(SOLVERS)}")
     if solver != "ddpm" and eta != 0:
         raise ValueError(f"eta is {eta!r}; solver {solver!r} adds no noise, so it must be 0")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta!r}; it must lie between 0 and 1")
+    if not 0 <= eta <= 2:
+        raise ValueError(f"eta is {eta!r}; it must lie between 0 and 2")
     times = _checked(times)
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     h = schedule.log_snr(times).diff() / 2
     if not ((h > 0) & (sigma[:-1] > 0)).all():
         raise ValueError("two of the times are too close to each other, or to 0, for float64")
 
-    # exp(-2h) is the ratio of the two SNRs; (1 - eta^2) + eta^2 exp(-2h) has no cancellation, unlike sigma^2 - s^2.
-    s = eta * sigma[1:] * torch.sqrt(-torch.expm1(-2 * h))
-    a = sigma[1:] / sigma[:-1] * torch.sqrt((1 - eta) * (1 + eta) + eta**2 * torch.exp(-2 * h))
+    # The share of sigma_s that is fresh noise, and what it lacks of 1. exp(-2h) is the ratio of the two SNRs. Neither form
+    # of the kept share sqrt(1 - fresh^2) cancels, unlike sigma^2 - s^2.
+    posterior = torch.sqrt(-torch.expm1(-2 * h))
+    if eta <= 1:
+        fresh, kept = eta * posterior, torch.sqrt((1 - eta) * (1 + eta) + eta**2 * torch.exp(-2 * h))
+    else:
+        lacking = (2 - eta) * torch.exp(-2 * h) / (1 + posterior)
+        fresh, kept = 1 - lacking, torch.sqrt(lacking * (2 - lacking))
+    s, a = sigma[1:] * fresh, sigma[1:] / sigma[:-1] * kept
     b = alpha[1:] - alpha[:-1] * a
     c = torch.zeros_like(b)
     if solver == "dpmpp_2m":

@@ -20,6 +20,7 @@ class Row:
         solver, steps: of the model.
         samples, length: how many texts, and their mean length in the model's tokens, without special ones.
         perplexity: generative perplexity, exp of the judge's mean nats a token; None where all texts are empty.
+        other_perplexities: the same by the name of each further judge, and of an n-gram model of held-out text.
         entropy: nats, of the distribution of all samples' tokens.
         mean_entropy: nats, of the distribution within one sample, the mean over samples.
         distinct_1, distinct_2, distinct_3: different n-grams over all n-grams.
@@ -44,6 +45,7 @@ class Row:
     steps: int | None = None
     tokens_per_s: float | None = None
     examples: list[str] = field(default_factory=list)
+    other_perplexities: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Evaluation:
         model: its name.
         command: what was typed.
         machine: `Machine.describe`.
-        judge: the judge's name.
+        judge: the first judge's name.
         settings: samples, seq_len, batch, dtype, temperature, seed, held_out, training, encoder.
         parameters: of the model.
         reconstruction: "accuracy", the share of held-out tokens that the autoencoder gives back, of how many "tokens"; or

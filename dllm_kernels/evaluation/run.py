@@ -16,6 +16,7 @@ import torch
 from dllm_kernels.evaluation import measures
 from dllm_kernels.evaluation.abilities import prompt_losses, prompt_shares, reconstructed
 from dllm_kernels.evaluation.judge import Judge
+from dllm_kernels.evaluation.ngram import NgramModel
 from dllm_kernels.evaluation.results import HUMAN, Evaluation, Row
 from dllm_kernels.evaluation.texts import tokenised, windows
 from dllm_kernels.inference.sampler import FusedSampler
@@ -30,6 +31,8 @@ Note = Callable[[str], None]
 """Told in a few words what is done next."""
 
 EXAMPLES = 3
+ORDER = 3
+"""Of the n-gram model of held-out text."""
 _LONGER = 1.25
 """The judge's samples in its own tokens over the length asked for: cut to it in the model's tokens, few are shorter."""
 
@@ -64,8 +67,8 @@ class Task:
     device: torch.device
 
 
-def held_out_halves(task: Task, tokenizer: TextTokenizer, length: int) -> tuple[list[list[int]], list[list[int]]]:
-    """The held-out text that is measured, and the one that everything is compared with: windows of `length` tokens.
+def held_out_parts(task: Task, tokenizer: TextTokenizer, length: int) -> tuple[list[list[int]], list[list[int]]]:
+    """The held-out text that is measured, and the rest, at least as much: windows of `length` tokens.
 
     Raises:
         ValueError: the text cannot be read, or is too short for the samples asked for.
@@ -76,7 +79,7 @@ def held_out_halves(task: Task, tokenizer: TextTokenizer, length: int) -> tuple[
             f"{task.held_out} has {len(human)} windows of {length} tokens, and {task.samples} samples need {2 * task.samples}: "
             f"half to measure, half to compare with"
         )
-    return human[: task.samples], human[task.samples : 2 * task.samples]
+    return human[: task.samples], human[task.samples :]
 
 
 def evaluate(
@@ -84,30 +87,37 @@ def evaluate(
     task: Task,
     source: StoredModel,
     tokenizer: TextTokenizer,
-    judge: Judge,
+    judges: Sequence[Judge],
     encoder: Encoder | None,
-    halves: tuple[list[list[int]], list[list[int]]],
+    parts: tuple[list[list[int]], list[list[int]]],
     keep: Callable[[], None],
     note: Note,
 ) -> None:
     """Fills `evaluation`, and calls `keep` whenever there is something new in it.
 
     Args:
+        judges: each gives perplexities; the first also MAUVE's features, and samples of its own.
         encoder: the model's frozen encoder, or None, where reconstruction and prompts are not measured.
-        halves: `held_out_halves`.
+        parts: `held_out_parts`.
 
     Raises:
         BadInput: an option does not fit the model, too little memory, or a training text that cannot be read.
     """
     begin, length = time.monotonic(), source.config.seq_len
-    compared, reference = halves
+    judge, more = judges[0], judges[1:]
+    compared, rest = parts
     note("judging the held-out text")
-    features = judge([tokenizer.text(tokens) for tokens in reference]).features
+    features = judge([tokenizer.text(tokens) for tokens in rest[: task.samples]]).features
+    ngrams = NgramModel(rest, ORDER, source.config.vocab_size)
     found: list[list[list[int]]] = []
 
     def measure(tokens: list[list[int]], **fields) -> None:
         found.append(tokens)
-        evaluation.rows.append(_row(tokens, tokenizer, judge, features, **fields))
+        row = _row(tokens, tokenizer, judge, features, **fields)
+        texts = [tokenizer.text(words) for words in tokens]
+        row.other_perplexities = {other.name: other(texts).perplexity for other in more}
+        row.other_perplexities[ngrams.name] = ngrams.perplexity(tokens)
+        evaluation.rows.append(row)
         keep()
 
     measure(compared, source=HUMAN)

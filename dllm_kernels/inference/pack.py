@@ -19,7 +19,7 @@ from dllm_kernels.inference.fold import FoldedLinear, Numerics, apply_linear, fo
 from dllm_kernels.inference.known import known_part
 from dllm_kernels.model.checkpoint import check_finite
 from dllm_kernels.model.config import LDLMConfig
-from dllm_kernels.model.denoiser import Block, Denoiser, time_features
+from dllm_kernels.model.denoiser import Block, Denoiser, TimeEmbedding, time_features
 from dllm_kernels.model.layers import CrossAttention, DecoderLayer, sdpa
 from dllm_kernels.model.ldlm import Statistics
 from dllm_kernels.model.perceiver import Perceiver
@@ -215,6 +215,19 @@ def _checked(source: ModuleSource, name: str, config: LDLMConfig) -> nn.Module:
     return module
 
 
+def _step_embedding(denoiser: Denoiser, times: Tensor, numerics: Numerics) -> Tensor:
+    """`Denoiser.step_embedding` of times [N], in float64 on the plan's device."""
+
+    def embedded(values: Tensor, embedding: TimeEmbedding) -> Tensor:
+        features = time_features(values, embedding.sinusoidal)
+        return apply_linear(F.silu(apply_linear(features, embedding.up, numerics)), embedding.down, numerics)
+
+    times = numerics.exact(times)
+    time = embedded(times, denoiser.time_embedding)
+    guidance = denoiser.guidance_embedding
+    return time if guidance is None else time + embedded(denoiser.guidance_shares(times), guidance)
+
+
 class _Packer:
     """Packs the parts of one model, and adds up the workspace that their kernels share."""
 
@@ -225,9 +238,7 @@ class _Packer:
 
     def denoiser(self, denoiser: Denoiser, times: Tensor) -> PackedDenoiser:
         numerics = self.options.numerics
-        embedding = denoiser.time_embedding
-        features = time_features(numerics.exact(times), embedding.sinusoidal)
-        time = apply_linear(F.silu(apply_linear(features, embedding.up, numerics)), embedding.down, numerics)
+        time = _step_embedding(denoiser, times, numerics)
         added = None if self.config.ada_ln else time
         # A plan shares no memory with the model.
         positions = None if denoiser.positions is None else denoiser.positions[:, : self.options.seq_len].detach().clone()

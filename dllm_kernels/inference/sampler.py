@@ -91,7 +91,7 @@ class FusedSampler:
         batch_size: B, samples a call.
         seq_len: T, tokens a sample, up to the model's; None for the model's.
         solver: "ddim", "ddpm" or "dpmpp_2m" (diffusion/solver.py).
-        eta: noise of "ddpm" relative to the ancestral sampler; None for 1 there and 0 elsewhere.
+        eta: noise of "ddpm": 0 for none, 1 the ancestral sampler's, 2 full re-noising; None for 1 there and 0 elsewhere.
         grid: "auto" for the model's own, "t", ("log_snr", start, end), or a list of times (diffusion/solver.py).
         context_len: P, the longest prompt a call may bring, in tokens; 0 for none.
         guidance: classifier-free guidance (arXiv:2207.12598); needs context_len.

@@ -39,6 +39,9 @@ class LDLMConfig:
         input_positions: the latent encoder adds learned positions to the hidden states.
         causal: the token decoder's self-attention is causal.
         standardize: latents and hidden states are standardised per feature by stored means and deviations.
+        guidance_range: (least, greatest) of the guidance scales w that the denoiser was trained to read, above 0 and around 1;
+            None for a denoiser without that input (docs/training.md).
+        sampled_guidance: the w that a sampler gives such a denoiser.
         decoder_noise: standard deviation of the noise added to the latent decoder's input in training.
         noise_schedule: "tangent", "cosine" or "power" (diffusion/schedule.py), as the model was trained.
         schedule_parameter: d of "tangent", k of "power"; ignored by "cosine".
@@ -69,6 +72,8 @@ class LDLMConfig:
     input_positions: bool = True
     causal: bool = False
     standardize: bool = True
+    guidance_range: tuple[float, float] | None = None
+    sampled_guidance: float = 1.0
     decoder_noise: float = 3.0
     noise_schedule: str = "tangent"
     schedule_parameter: float = 3.0
@@ -96,7 +101,21 @@ class LDLMConfig:
             f"noise_schedule is {self.noise_schedule!r}; it must be 'tangent', 'cosine' or 'power'",
         )
         if self.sampled_log_snr is not None:
-            object.__setattr__(self, "sampled_log_snr", _rising(self.sampled_log_snr))
+            object.__setattr__(self, "sampled_log_snr", _rising("sampled_log_snr", self.sampled_log_snr))
+        if self.guidance_range is not None:
+            object.__setattr__(self, "guidance_range", _rising("guidance_range", self.guidance_range))
+            low, high = self.guidance_range
+            _require(0 < low <= 1 <= high, f"guidance_range is {self.guidance_range!r}; it must be above 0 and hold 1")
+            _require(self.ada_ln, "guidance_range needs a denoiser with ada_ln, which reads a vector in each step")
+            _require(
+                low <= self.sampled_guidance <= high,
+                f"sampled_guidance is {self.sampled_guidance!r}; the denoiser was trained with scales from {low} to {high}",
+            )
+        else:
+            _require(
+                self.sampled_guidance == 1,
+                f"sampled_guidance is {self.sampled_guidance!r}; a denoiser without guidance_range has 1",
+            )
         _require(self.schedule_parameter > 0, f"schedule_parameter is {self.schedule_parameter!r}; it must be positive")
         _require(
             self.ada_ln or (self.latent_dim == self.dim and not self.context),
@@ -153,12 +172,12 @@ def _checked(field: dataclasses.Field, value: object) -> object:
     return value
 
 
-def _rising(ends: Sequence[float]) -> tuple[float, float]:
+def _rising(name: str, ends: Sequence[float]) -> tuple[float, float]:
     """The two ends as a tuple of floats; JSON and YAML give them as a list."""
     numbers = isinstance(ends, (list, tuple)) and all(type(end) in (int, float) for end in ends)
     _require(
         numbers and len(ends) == 2 and -math.inf < ends[0] < ends[1] < math.inf,
-        f"sampled_log_snr is {ends!r}; it must be two finite numbers, the smaller first",
+        f"{name} is {ends!r}; it must be two finite numbers, the smaller first",
     )
     return float(ends[0]), float(ends[1])
 

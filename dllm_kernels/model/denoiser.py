@@ -79,6 +79,7 @@ class Denoiser(nn.Module):
         self.config = config
         dim, latent_dim = config.dim, config.latent_dim
         self.time_embedding = TimeEmbedding(dim, sinusoidal=config.ada_ln)
+        self.guidance_embedding = TimeEmbedding(dim, sinusoidal=True) if config.guidance_range else None
         self.project_in = nn.Linear(2 * latent_dim, dim) if config.self_conditioning else None
         self.positions = learned_vectors(config.seq_len, dim) if config.ada_ln else None
         self.null_context = learned_vectors(1, config.hidden_dim) if config.context else None
@@ -94,6 +95,7 @@ class Denoiser(nn.Module):
         previous: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Predicts z0.
 
@@ -103,11 +105,12 @@ class Denoiser(nn.Module):
             previous: the previous prediction of z0 [B, T, d_z], or None.
             context: a prompt's hidden states [B, P, d_h], standardised, or None for the learned null context.
             context_mask: [B, P] bool, True where the prompt has a token; a row of False attends to nothing.
+            guidance: scales w [B] within the config's guidance_range, or None for its sampled_guidance.
 
         Returns:
             [B, T, d_z] in the weights' dtype.
         """
-        time = self.time_embedding(t)
+        time = self.step_embedding(t, guidance)
         x = self.embed(latents, previous)
         x = x + (time.unsqueeze(1) if self.positions is None else self.positions[:, : x.shape[1]])
         if self.null_context is not None and context is None:
@@ -119,6 +122,18 @@ class Denoiser(nn.Module):
             return x
         shift, scale = self.out_modulation(F.silu(time)).unsqueeze(1).chunk(2, dim=-1)
         return self.project_out(x * (1 + scale) + shift)
+
+    def step_embedding(self, t: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """What adaLN reads: times [B] and, where the denoiser reads them, guidance scales [B] -> [B, d]."""
+        time = self.time_embedding(t)
+        if self.guidance_embedding is None:
+            return time
+        return time + self.guidance_embedding(self.guidance_shares(t, guidance))
+
+    def guidance_shares(self, t: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """What the guidance embedding reads for scales w [B], or for the config's: the least scale over w, in (0, 1]."""
+        guidance = torch.full_like(t, self.config.sampled_guidance) if guidance is None else guidance
+        return self.config.guidance_range[0] / guidance
 
     def embed(self, latents: Tensor, previous: Tensor | None) -> Tensor:
         """Latents and the previous prediction, each [B, T, d_z], to [B, T, d], before time or positions are added."""

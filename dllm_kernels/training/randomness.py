@@ -31,6 +31,8 @@ class Draws(NamedTuple):
         time: [B] uniform in (0, 1); u of the time.
         self_conditioned: [B] uniform; below the probability, the sample self-conditions.
         context_dropped: [B] uniform; below the probability, the sample's prompt is dropped.
+        guidance: [B] uniform; the place of the sample's guidance scale in its range.
+        previous_noise: [B, T, d_z] float32, eps of the self-conditioning input; None where it gets no noise.
     """
 
     noise: Tensor
@@ -38,6 +40,8 @@ class Draws(NamedTuple):
     time: Tensor
     self_conditioned: Tensor
     context_dropped: Tensor
+    guidance: Tensor
+    previous_noise: Tensor | None = None
 
 
 def draw(
@@ -48,8 +52,10 @@ def draw(
     batch: int,
     shape: tuple[int, int],
     device: torch.device | str,
+    previous_noise: bool = False,
 ) -> Draws:
-    """The draws of samples `first` to `first + batch` of the `batch_size` of step `step`; shape is (T, d_z).
+    """The draws of samples `first` to `first + batch` of the `batch_size` of step `step`; shape is (T, d_z), and
+    `previous_noise` says whether that noise is drawn too.
 
     Nothing is read back to the host, and nothing is copied to the device.
     """
@@ -57,6 +63,8 @@ def draw(
     # A fill is a kernel; a tensor made from a number on the host would be copied, and the copy waited for.
     key = torch.full((), (seed + _KEY) % 2**63, dtype=torch.int64, device=device)
     number = torch.full((), step * batch_size + first, dtype=torch.int64, device=device)
-    noise = initial_noise(key, number, batch, length, 2 * features, torch.float32)
+    parts = initial_noise(key, number, batch, length, (3 if previous_noise else 2) * features, torch.float32).split(
+        features, -1
+    )
     u = uniforms(words(key, first, step, TRAINING_UNIFORMS, batch, torch.arange(4, device=device)))
-    return Draws(noise[..., :features], noise[..., features:], u[:, 0], u[:, 1], u[:, 2])
+    return Draws(parts[0], parts[1], *u.unbind(1), *parts[2:])

@@ -107,14 +107,19 @@ class JointTraining(nn.Module):
         alpha, sigma = (x.float()[:, None, None] for x in (self.schedule.alpha(times), self.schedule.sigma(times)))
         noisy, t = alpha * target + sigma * draws.noise, times.float()
         context, context_mask = self._context(batch, draws)
-        previous = None
+        previous, goal, guidance = None, target, self._guidance(draws)
         if recipe.self_conditioning:
             # A weight that autocast converted here must not be taken for the pass below, which needs its gradient.
             with torch.no_grad(), torch.autocast(batch.hidden.device.type, torch.bfloat16, self.bf16, cache_enabled=False):
-                first = model.denoiser(noisy, t, None, context, context_mask).float()
-            previous = first * (draws.self_conditioned < recipe.self_conditioning)[:, None, None]
-        predicted = model.denoiser(noisy, t, previous, context, context_mask).float()
-        by_sample = (predicted - target).square().mean((1, 2))
+                first = model.denoiser(noisy, t, None, context, context_mask, guidance).float()
+            seen = (draws.self_conditioned < recipe.self_conditioning)[:, None, None]
+            previous = first if draws.previous_noise is None else first + recipe.self_conditioning_noise * draws.previous_noise
+            previous = previous * seen
+        predicted = model.denoiser(noisy, t, previous, context, context_mask, guidance).float()
+        if guidance is not None:
+            # Where the prediction is the goal's mean it is u + w (c - u), c being the mean of z0' that it would be without.
+            goal = target + seen * (1 - 1 / guidance)[:, None, None] * (predicted.detach() - first)
+        by_sample = (predicted - goal).square().mean((1, 2))
 
         read = clean + config.decoder_noise * draws.decoder_noise if recipe.mse_decoder_loss and self.training else clean
         decoded = model.latent_decoder(read * deviation + mean).float()
@@ -129,6 +134,14 @@ class JointTraining(nn.Module):
         diffusion = by_sample.mean()
         total = diffusion + words + (hidden if recipe.mse_decoder_loss else 0.0)
         return Losses(total, diffusion, hidden, words, by_sample.detach(), right.sum() / tokens)
+
+    def _guidance(self, draws: Draws) -> Tensor | None:
+        """The scale [B] of each sample, uniform in its logarithm; 1 where nothing is trained, so that losses compare."""
+        if self.model.config.guidance_range is None:
+            return None
+        low, high = self.model.config.guidance_range
+        place = draws.guidance.float()
+        return low * (high / low) ** place if self.training else torch.ones_like(place)
 
     def _context(self, batch: Batch, draws: Draws) -> tuple[Tensor | None, Tensor | None]:
         """The prompts for the denoiser; a dropped or an empty one is the learned null context, alone in its row."""

@@ -169,8 +169,9 @@ class Run:
             return
         if not steps:
             raise ValueError(f"{self.output} holds no checkpoint to go on from")
-        before, now = json.loads((self.output / "settings.json").read_text()), json.loads(json.dumps(settings.to_dict()))
-        changed = [name for name in now if name not in MAY_CHANGE and now[name] != before.get(name)]
+        before = Settings.recorded(json.loads((self.output / "settings.json").read_text()))
+        now = json.loads(json.dumps(settings.to_dict()))
+        changed = [name for name in now if name not in MAY_CHANGE and now[name] != before[name]]
         if changed:
             raise ValueError(f"{self.output} was begun with other settings of {', '.join(changed)}; a run goes on as it began")
 
@@ -218,7 +219,8 @@ class Run:
         size, share = settings.optimizer.batch_size, settings.optimizer.batch_size // self.world
         first = self.rank * share
         batch = self.training.batch(self.order(self.step * size + first, share))
-        draws = draw(settings.seed, self.step, size, first, share, self._shape, self.device)
+        noisy = settings.recipe.self_conditioning_noise > 0
+        draws = draw(settings.seed, self.step, size, first, share, self._shape, self.device, noisy)
         times = self.timesteps.times(draws.time) if settings.recipe.adaptive_timesteps else draws.time.double()
         losses = self.joint(batch, draws, times, torch.full((), self._encoder_share(), device=self.device))
         self.accelerator.backward(losses.total)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -76,6 +77,8 @@ class RecipeSettings:
         encoder_gradient: what gamma grows to; the paper's 1, or less where the latents lose too much to the denoiser's ease.
         adaptive_timesteps: p(t) proportional to dL/dt instead of uniform.
         self_conditioning: probability that the denoiser sees its own first prediction.
+        self_conditioning_noise: standard deviation of the noise on the prediction that the denoiser sees (FastDiSS,
+            arXiv:2604.05551), relative to that of the latents.
         context_dropout: probability that a prompt is replaced by the null context.
     """
 
@@ -85,6 +88,7 @@ class RecipeSettings:
     encoder_gradient: float = 1.0
     adaptive_timesteps: bool = True
     self_conditioning: float = 0.5
+    self_conditioning_noise: float = 0.0
     context_dropout: float = 0.1
 
 
@@ -148,6 +152,9 @@ class Settings:
                 f"recipe.encoder_warmup_min is {recipe.encoder_warmup_min!r}; "
                 f"it must be at most recipe.encoder_gradient, {recipe.encoder_gradient!r}"
             )
+        _between("recipe.self_conditioning_noise", recipe.self_conditioning_noise, 0, math.inf)
+        if self.model.guidance_range and not recipe.self_conditioning:
+            raise ValueError("model.guidance_range needs recipe.self_conditioning, since guidance compares with and without it")
         for name in ("steps", "batch_size"):
             _between(f"optimizer.{name}", getattr(optimizer, name), 1, math.inf)
         for name in ("learning_rate", "clip"):
@@ -218,6 +225,16 @@ class Settings:
         preset = model.pop("preset", None)
         base = LDLMConfig.preset(preset).to_dict() if preset is not None else {}
         return _build(cls, "", document | {"model": LDLMConfig.from_dict(base | model | named)})
+
+    @classmethod
+    def recorded(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """What `to_dict` gave in a run's settings.json, as it gives it now: a field that is newer than the run has its default.
+
+        Raises:
+            ValueError: the fields are not those of a run.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        return json.loads(json.dumps(cls._from({name: value for name, value in fields.items() if name in known}).to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON holds."""

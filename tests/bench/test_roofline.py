@@ -109,10 +109,11 @@ def test_the_written_ldlm_reads_its_modulation_and_its_null_context():
     [
         LDLMConfig.preset("tiny", seq_len=5, hidden_dim=48, latent_dim=24, vocab_size=101),
         LDLMConfig.preset("tiny", seq_len=5, vocab_size=101, context=False, standardize=False),
+        LDLMConfig.preset("tiny", seq_len=5, vocab_size=101, guidance_range=(0.5, 5.0)),
         open_dllm_config(64, 101, 5, perceiver_layers=3, denoiser_layers=1),
         open_dllm_config(64, 101, 5, proj_in=True, token_decoder_layers=1),
     ],
-    ids=["ldlm", "ldlm without context", "open-dllm", "open-dllm with proj_in"],
+    ids=["ldlm", "ldlm without context", "ldlm with guidance", "open-dllm", "open-dllm with proj_in"],
 )
 def test_folded_work_is_what_a_plan_packs(config):
     steps = 3

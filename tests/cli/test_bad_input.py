@@ -48,7 +48,7 @@ class TestBadInput:
             ("generate tiny --seq-len 65", "seq_len is 65; this model has 64 latents"),
             ("generate tiny --solver euler", "unknown solver 'euler'; known solvers: ddim, ddpm, dpmpp_2m"),
             ("generate tiny --eta 0.5", "eta is 0.5; solver 'ddim' adds no noise, so it must be 0"),
-            ("generate tiny --solver ddpm --eta nan", "eta is nan; it must lie between 0 and 1"),
+            ("generate tiny --solver ddpm --eta nan", "eta is nan; it must lie between 0 and 2"),
             ("generate tiny --grid log_snr:a", "grid is 'log_snr:a'; it must be auto, t, log_snr:START:END, or times such as"),
             (
                 "generate tiny --grid cosine",

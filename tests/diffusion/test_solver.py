@@ -28,7 +28,7 @@ SCHEDULES = [
     NoiseSchedule("power", 3.0),
 ]
 LOG_SNR_GRID = ("log_snr", -11.0, 13.0)
-SOLVERS_AND_ETAS = [("ddim", 0.0), ("ddpm", 0.0), ("ddpm", 0.4), ("ddpm", 1.0), ("dpmpp_2m", 0.0)]
+SOLVERS_AND_ETAS = [("ddim", 0.0), ("ddpm", 0.0), ("ddpm", 0.4), ("ddpm", 1.0), ("ddpm", 1.6), ("ddpm", 2.0), ("dpmpp_2m", 0.0)]
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.name}-{s.parameter}")
 each_solver = pytest.mark.parametrize("solver, eta", SOLVERS_AND_ETAS)
 
@@ -106,7 +106,10 @@ def derived_row(schedule: NoiseSchedule, times: list[float], i: int, solver: str
         forward = alpha_t / alpha_s
         forward_variance = sigma_t**2 - (forward * sigma_s) ** 2
         variance = 1 / (1 / sigma_s**2 + forward**2 / forward_variance)
-        s = eta * mpmath.sqrt(variance)
+        s = min(eta, 1) * mpmath.sqrt(variance)
+        s += max(mpmath.mpf(eta) - 1, 0) * (sigma_s - s)
+        if eta == 2:
+            return [mpmath.mpf(0), alpha_s, mpmath.mpf(0), sigma_s]
         if eta == 1:
             return [variance * forward / forward_variance, variance * alpha_s / sigma_s**2, mpmath.mpf(0), s]
         a = mpmath.sqrt(sigma_s**2 - s**2) / sigma_t
@@ -285,6 +288,28 @@ def test_ddpm_gives_the_distribution_of_the_data(schedule, eta):
     assert errors[1] < 0.55 * errors[0] and errors[2] < 0.55 * errors[1], errors
 
 
+@pytest.mark.parametrize("steps", [100, 1000])
+@each_schedule
+def test_more_noise_than_the_posteriors_narrows_the_distribution(schedule, steps):
+    """The mean stays exact. The deviation falls from eta = 1 on, to that of half of the data's variance for many steps."""
+    times, deviations = time_grid(schedule, steps), []
+    for eta in (1.0, 1.5, 2.0):
+        mean, variance = moments(coefficient_table(schedule, times, "ddpm", eta), *posterior_mean(schedule, times))
+        assert mean == pytest.approx(MEAN, rel=1e-12)
+        deviations.append(math.sqrt(variance))
+    assert deviations[0] > deviations[1] + 0.05 > deviations[2] + 0.3
+    assert deviations[2] == pytest.approx(DEVIATION / math.sqrt(2), abs=4 / steps + 0.004)
+
+
+@each_schedule
+def test_full_renoising_keeps_nothing_of_the_latent(schedule):
+    """eta = 2: z_s = alpha_s z0 + sigma_s eps."""
+    times = time_grid(schedule, 9, "t")
+    a, b, c, s = coefficient_table(schedule, times, "ddpm", 2.0).unbind(1)
+    assert not a.any() and not c.any()
+    assert torch.equal(b, schedule.alpha(times)[1:]) and torch.equal(s, schedule.sigma(times)[1:])
+
+
 def test_ddpm_with_counter_based_noise():
     """Drawn samples have the mean and the variance that the recursion predicts, within 4 standard errors of each."""
     schedule, batch, size, seed = SCHEDULES[0], 37, 211, 1234567890123
@@ -347,9 +372,9 @@ def test_time_grid_rejects(num_steps, grid, message):
         ([1.0, 0.0], "euler", 0.0, "unknown solver 'euler'; known solvers: ddim, ddpm, dpmpp_2m"),
         ([1.0, 0.0], "ddim", 0.5, "eta is 0.5; solver 'ddim' adds no noise"),
         ([1.0, 0.0], "dpmpp_2m", 1.0, "eta is 1.0; solver 'dpmpp_2m' adds no noise"),
-        ([1.0, 0.0], "ddpm", 1.5, "eta is 1.5; it must lie between 0 and 1"),
-        ([1.0, 0.0], "ddpm", -0.5, "eta is -0.5; it must lie between 0 and 1"),
-        ([1.0, 0.0], "ddpm", math.nan, "it must lie between 0 and 1"),
+        ([1.0, 0.0], "ddpm", 2.5, "eta is 2.5; it must lie between 0 and 2"),
+        ([1.0, 0.0], "ddpm", -0.5, "eta is -0.5; it must lie between 0 and 2"),
+        ([1.0, 0.0], "ddpm", math.nan, "it must lie between 0 and 2"),
         ([0.0, 1.0], "ddim", 0.0, "decrease strictly within"),
         ([1.0], "ddim", 0.0, "must be a list of at least 2"),
         ([1.0, math.nextafter(1e-30, 1), 1e-30, 0.0], "dpmpp_2m", 0.0, "too close to each other, or to 0"),

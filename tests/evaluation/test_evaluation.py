@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("mauve")
 from dllm_kernels import LDLM, FusedSampler
 from dllm_kernels.evaluation import measures
 from dllm_kernels.evaluation.judge import Judge
+from dllm_kernels.evaluation.ngram import NgramModel
 from dllm_kernels.evaluation.results import HUMAN, read
 from dllm_kernels.evaluation.texts import documents, tokenised, windows
 from dllm_kernels.model.tokenizer import TextTokenizer
@@ -35,6 +37,7 @@ def files(tmp_path_factory):
     save_model(root / "model", seq_len=LENGTH)
     save_encoder(root / "encoder")
     save_judge(root / "judge")
+    save_judge(root / "second", seed=1)
     held_out = [words(2 * LENGTH + 5, seed) for seed in range(SAMPLES)]
     (root / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out))
     (root / "train.txt").write_text(f"{words(30, 77)}\n\n{words(9, 78)}\n{held_out[0]}\n\n \n{held_out[3]} {words(40, 79)}\n")
@@ -53,7 +56,7 @@ def command(files, *more):
 def found(files):
     more = ("--training", files / "train.txt", "--encoder", files / "encoder", "--prompt-len", 7, "--seed", 3)
     # Hot enough for special tokens to be among the samples.
-    more += ("--temperature", 9, "--grid", "log_snr:-3:2")
+    more += ("--temperature", 9, "--grid", "log_snr:-3:2", "--judge", files / "second")
     run(*command(files, *more))
     return read(files / "out.json")
 
@@ -83,6 +86,22 @@ class TestEvaluation:
         assert row.entropy == measures.entropy(kept) and row.mean_entropy == measures.mean_entropy(kept)
         assert [row.distinct_1, row.distinct_2, row.distinct_3] == [measures.distinct(kept, n) for n in (1, 2, 3)]
         assert row.length == np.mean([len(tokens) for tokens in kept]) and row.memorised == 0
+
+    def test_further_judges(self, files, found):
+        """Another causal model, and an n-gram model of the held-out text that is not measured."""
+        tokenizer, second = TextTokenizer(files / "model"), Judge(files / "second", CPU)
+        cut = windows(files / "held.jsonl", tokenizer, LENGTH, 3)
+        rest = NgramModel(cut[SAMPLES:], 3, LDLM.from_pretrained(files / "model").config.vocab_size)
+        assert all(list(row.other_perplexities) == ["second", "3-gram"] for row in found.rows)
+        expected = second([tokenizer.text(tokens) for tokens in cut[:SAMPLES]]).perplexity
+        assert found.rows[0].other_perplexities["second"] == pytest.approx(expected, rel=1e-5)
+        assert abs(expected / found.rows[0].perplexity - 1) > 1e-3
+        assert found.rows[0].other_perplexities[rest.name] == rest.perplexity(cut[:SAMPLES])
+
+    def test_judges_of_one_name_are_refused(self, files):
+        copy = files / "other" / "judge"
+        shutil.copytree(files / "judge", copy, dirs_exist_ok=True)
+        assert "two judges have one name, judge, judge; rename" in message(*command(files, "--judge", copy))
 
     def test_human_text_is_compared_with_another_half(self, files, found):
         tokenizer, judge = TextTokenizer(files / "model"), Judge(files / "judge", CPU)

@@ -37,21 +37,21 @@ def save_encoder(path):
     return path
 
 
-def small_llama():
+def small_llama(seed=0):
     """A small random Llama of the tokenizer's words."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     config = LlamaConfig(vocab_size=101, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, **shape)
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     return LlamaForCausalLM(config).eval()
 
 
-def save_judge(path):
+def save_judge(path, seed=0):
     """A folder with a small random Llama and the tokenizer, whose [CLS] starts a text."""
-    small_llama().save_pretrained(path)
+    small_llama(seed).save_pretrained(path)
     tokenizer = words_tokenizer()
     tokenizer.bos_token = "[CLS]"
     tokenizer.save_pretrained(path)

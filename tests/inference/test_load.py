@@ -39,7 +39,7 @@ def test_threads_are_set_where_it_runs_on_a_cpu_and_nowhere_else():
         ({"seq_len": 7, "solver": "ddpm", "eta": 0.5}, None),
         ({"seq_len": 65}, "seq_len is 65; this model has 64 latents"),
         ({"eta": 0.5}, "solver 'ddim' adds no noise"),
-        ({"solver": "ddpm", "eta": 2.0}, "it must lie between 0 and 1"),
+        ({"solver": "ddpm", "eta": 2.5}, "it must lie between 0 and 2"),
         ({"solver": "euler"}, "unknown solver 'euler'"),
         ({"grid": "1,0"}, "the grid has 2 times; 4 steps need 5"),
         ({"dtype": "int4"}, "dtype is 'int4'; it must be one of bf16, bfloat16, fp16"),

@@ -46,6 +46,15 @@ def test_the_time_of_every_step_is_the_models(name):
     assert config.self_conditioning or close(denoiser.time_shift, time)
 
 
+@torch.no_grad()
+def test_the_guidance_scale_of_the_config_is_in_the_time_of_every_step():
+    config = dataclasses.replace(CONFIGS["ldlm"], guidance_range=(0.5, 5.0), sampled_guidance=2.0)
+    denoiser, model = pack(config, EXACT)[0].denoiser, randomized(config, torch.float64).denoiser
+    time = model.time_embedding(TIMES) + model.guidance_embedding(torch.full_like(TIMES, 0.25))
+    assert close(model.step_embedding(TIMES, torch.full_like(TIMES, 2.0)), time)
+    assert close(denoiser.first_shift, time[0])
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_the_latent_decoder_starts_after_its_first_self_attention(name):

@@ -31,18 +31,29 @@ def sampler_of(model, **options):
     return FusedSampler(model, **({"device": "cpu", "dtype": torch.float64, "num_steps": 3} | options))
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize("solver, eta", [("ddim", None), ("ddpm", None), ("ddpm", 1.5), ("ddpm", 2.0), ("dpmpp_2m", None)])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_plan_equals_model_in_float64(name, solver):
+def test_plan_equals_model_in_float64(name, solver, eta):
     model = randomized(CONFIGS[name], torch.float64)
-    sampler = sampler_of(model, batch_size=2, num_steps=5, solver=solver, logprobs=True)
+    sampler = sampler_of(model, batch_size=2, num_steps=5, solver=solver, eta=eta, logprobs=True)
     out = sampler(seed=7, first_sample=3)
-    eta = 1.0 if solver == "ddpm" else 0.0
+    eta = float(solver == "ddpm") if eta is None else eta
     latents, logits = reference_sample(model, 5, 2, solver=solver, eta=eta, seed=7, first_sample=3)
     assert torch.allclose(out.latents, latents, rtol=0, atol=1e-11 * latents.abs().max())
     assert torch.equal(out.tokens, logits.argmax(-1))
     expected = logits.log_softmax(-1).gather(-1, out.tokens[..., None])[..., 0]
     assert torch.allclose(out.logprobs.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_reads_a_guidance_scale_is_sampled_at_its_configs():
+    found = []
+    for scale in (1.0, 3.0):
+        config = dataclasses.replace(TINY, guidance_range=(0.5, 5.0), sampled_guidance=scale)
+        model = randomized(config, torch.float64)
+        latents, _ = reference_sample(model, 3, 2, seed=7)
+        found.append(sampler_of(model, batch_size=2)(seed=7).latents)
+        assert torch.allclose(found[-1], latents, rtol=0, atol=1e-11 * latents.abs().max())
+    assert not torch.allclose(*found, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

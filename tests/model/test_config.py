@@ -44,6 +44,18 @@ def test_presets_hold_the_published_shapes():
         (lambda: LDLMConfig.preset("tiny", sampled_log_snr=(2.0, -1.0)), r"sampled_log_snr is \(2.0, -1.0\); it must be two"),
         (lambda: LDLMConfig.preset("tiny", sampled_log_snr="-4"), "sampled_log_snr is '-4'; it must be two finite numbers"),
         (lambda: LDLMConfig.preset("tiny", sampled_log_snr=[-4, float("nan")]), "sampled_log_snr is"),
+        (
+            lambda: LDLMConfig.preset("tiny", guidance_range=(0, 2)),
+            r"guidance_range is \(0.0, 2.0\); it must be above 0 and hold 1",
+        ),
+        (lambda: LDLMConfig.preset("tiny", guidance_range=(2, 5)), r"guidance_range is \(2.0, 5.0\); it must be above 0"),
+        (lambda: LDLMConfig.preset("tiny", guidance_range=2.0), "guidance_range is 2.0; it must be two finite numbers"),
+        (lambda: LDLMConfig.preset("tiny", sampled_guidance=2.0), "a denoiser without guidance_range has 1"),
+        (
+            lambda: LDLMConfig.preset("tiny", guidance_range=(0.5, 2.0), sampled_guidance=3.0),
+            "sampled_guidance is 3.0; the denoiser was trained with scales from 0.5 to 2.0",
+        ),
+        (lambda: LDLMConfig.preset("open-dllm-27b", guidance_range=(0.5, 2.0)), "guidance_range needs a denoiser with ada_ln"),
         (lambda: LDLMConfig.preset("tiny", ada_ln=False), "without ada_ln"),
         (lambda: LDLMConfig.preset(["tiny"]), r"unknown preset \['tiny'\]"),
         (lambda: LDLMConfig.preset("tiny", causal="yes"), "causal is 'yes'; it must be true or false"),

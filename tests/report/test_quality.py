@@ -51,11 +51,19 @@ class TestCommitted:
 
 
 class TestDocument:
+    def test_further_judges_have_columns_beside_the_first(self):
+        rows = [row(HUMAN, 80.0, other_perplexities={"Gemma": 40.0, "3-gram": 311.0}), row("SmolLM2", 20.0)]
+        text = page([evaluation(rows=rows)])
+        assert "| perplexity | perplexity, Gemma | perplexity, 3-gram | entropy |" in text
+        assert "| held-out text | - | - | 80 | 40 | 311 | 6.5 |" in text and "| SmolLM2 | - | - | 20 | - | - | 6.5 |" in text
+        assert "| perplexity, by another judge | the same by that model. 3-gram is" in text
+
     def test_table(self):
         text = page([evaluation()])
         assert "| held-out text | - | - | 80 | 6.6 | 3.9 | 0.2 | 0.7 | 0.95 | 0.9 | 0.4% | 63.5 | - |" in text
         assert "| ldlm-demo | dpmpp_2m | 10 | 120 | 6.1 | 3.9 | 0.2 | 0.7 | 0.95 | 0.8 | 0.4% | 63.5 | 20,000 |" in text
         assert "`dllm-kernels evaluate x`, 61 s on NVIDIA H100, torch 2.13, 2026-01-02, commit abc. 20.1 million" in text
+        assert "by another judge" not in text
         assert "judge: SmolLM2." in text and "Incomplete" not in text and "## Side by side" not in text
 
     def test_what_the_table_says(self):

@@ -35,16 +35,25 @@ def batch(count=5, prompts=True, seed=0):
     return Batch(tokens, mask, torch.where(mask.unsqueeze(-1), hidden, 1e3), *more)
 
 
-def joint(attention=None, **recipe):
-    model = randomized(CONFIG)
+def joint(attention=None, config=CONFIG, **recipe):
+    model = randomized(config)
     if attention is not None:
-        weights, model = model.state_dict(), LDLM(CONFIG, attention)
+        weights, model = model.state_dict(), LDLM(config, attention)
         model.load_state_dict(weights)
     return JointTraining(model, dataclasses.replace(RecipeSettings(), **recipe), bf16=False).train()
 
 
 def draws(count=5, step=3):
     return draw(7, step, count, 0, count, (6, 40), "cpu")
+
+
+def noised(module, data, drawn):
+    """The standardised latents of a batch, and their noisy ones at TIMES."""
+    with torch.no_grad():
+        raw = module(data)
+        clean = (raw - raw.mean((0, 1))) / (raw.var((0, 1), unbiased=False) + 1e-6).sqrt()
+        alpha, sigma = (f(TIMES).float()[:, None, None] for f in (module.schedule.alpha, module.schedule.sigma))
+        return clean, alpha * clean + sigma * drawn.noise
 
 
 TIMES = torch.tensor([0.1, 0.35, 0.6, 0.8, 0.95], dtype=torch.float64)
@@ -121,11 +130,13 @@ class TestLosses:
     def test_a_step_reads_nothing_back_to_the_host(self):
         """Under fake tensors, which hold no values, reading one raises: so no step waits for a card."""
         with FakeTensorMode(allow_non_fake_inputs=False):
-            module = JointTraining(LDLM(CONFIG, attention), RecipeSettings(), bf16=True).train()
+            config = dataclasses.replace(CONFIG, guidance_range=(0.5, 5.0))
+            recipe = RecipeSettings(self_conditioning_noise=0.2)
+            module = JointTraining(LDLM(config, attention), recipe, bf16=True).train()
             times = AdaptiveTimesteps()
             tokens, mask = torch.zeros(5, 6, dtype=torch.int64), torch.ones(5, 6, dtype=torch.bool)
             data = Batch(tokens, mask, torch.randn(5, 6, 48), torch.randn(5, 3, 48), mask[:, :3])
-            drawn = draws()
+            drawn = draw(7, 3, 5, 0, 5, (6, 40), "cpu", previous_noise=True)
             t = times.times(drawn.time)
             losses = module(data, drawn, t, torch.full((), 0.5))
             losses.total.backward()
@@ -185,6 +196,55 @@ class TestParts:
         assert ((never - always).abs() > 1e-4).all()
         torch.testing.assert_close(half, torch.where(chosen, always, never))
 
+    def test_self_conditioning_noise(self):
+        """It is added to what the denoiser sees of its own prediction, and nowhere else."""
+        data = batch(prompts=False)
+        drawn = draw(7, 3, 5, 0, 5, (6, 40), "cpu", previous_noise=True)
+        module = joint(self_conditioning_noise=0.3)
+        plain = joint()(data, drawn._replace(previous_noise=None), TIMES, ONE).by_sample
+        found, chosen = module(data, drawn, TIMES, ONE).by_sample, drawn.self_conditioned < 0.5
+        torch.testing.assert_close(found[~chosen], plain[~chosen])
+        clean, noisy = noised(module, data, drawn)
+        first = module.model.denoiser(noisy, TIMES.float())
+        expected = module.model.denoiser(noisy, TIMES.float(), first + 0.3 * drawn.previous_noise)
+        torch.testing.assert_close(found[chosen], (expected - clean).square().mean((1, 2))[chosen], rtol=1e-4, atol=1e-5)
+        assert (found - plain)[chosen].abs().min() > 1e-5
+
+    def test_guidance(self):
+        """The prediction c of a sample that self-conditions is drawn to x + (1 - 1/w) (c - u), any other to x."""
+        config = dataclasses.replace(CONFIG, guidance_range=(0.5, 4.0))
+        data, drawn, module = batch(prompts=False), draws(), joint(config=config)
+        losses = module(data, drawn, TIMES, ONE)
+        w, t, chosen = 0.5 * 8**drawn.guidance, TIMES.float(), drawn.self_conditioned < 0.5
+        clean, noisy = noised(module, data, drawn)
+        u = module.model.denoiser(noisy, t, guidance=w)
+        c = module.model.denoiser(noisy, t, u * chosen[:, None, None], guidance=w)
+        # (c - goal) is ((c - (u + w (x - u))) / w: where the loss is least, c is the guided prediction.
+        guided = (c - (u + w[:, None, None] * (clean - u))) / w[:, None, None]
+        expected = torch.where(chosen[:, None, None], guided, c - clean).square().mean((1, 2))
+        torch.testing.assert_close(losses.by_sample, expected, rtol=1e-4, atol=1e-5)
+        # Held-out losses are those of no guidance, so that runs compare.
+        module.eval()
+        plain = module(data, drawn, TIMES, ONE).by_sample
+        u, one = (module.model.denoiser(noisy, t, guidance=torch.ones(5)) for _ in range(2))
+        c = module.model.denoiser(noisy, t, u * chosen[:, None, None], guidance=torch.ones(5))
+        torch.testing.assert_close(plain, (c - clean).square().mean((1, 2)), rtol=1e-4, atol=1e-5)
+        assert torch.equal(module.model.denoiser(noisy, t), one)
+
+    def test_guidance_has_no_gradient_through_its_goal(self):
+        config = dataclasses.replace(CONFIG, guidance_range=(0.5, 4.0))
+        data, drawn, module = batch(prompts=False), draws(), joint(config=config, self_conditioning=1.0)
+        found = gradients(module, module(data, drawn, TIMES, torch.zeros(())).diffusion)
+        w, t = (0.5 * 8**drawn.guidance)[:, None, None], TIMES.float()
+        clean, noisy = (x.detach() for x in noised(module, data, drawn))
+        u = module.model.denoiser(noisy, t, guidance=w[:, 0, 0]).detach()
+        c = module.model.denoiser(noisy, t, u, guidance=w[:, 0, 0])
+        loss = (c - (clean + (1 - 1 / w) * (c.detach() - u))).square().mean()
+        expected = gradients(module, loss)
+        for name in ("denoiser.project_out.weight", "denoiser.guidance_embedding.up.weight"):
+            assert expected[name].any()
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-6)
+
     def test_context_dropout(self):
         data, drawn = batch(), draws()
         kept, dropped, some = (joint(context_dropout=p)(data, drawn, TIMES, ONE).by_sample for p in (0.0, 1.0, 0.6))
@@ -210,22 +270,24 @@ class TestParts:
 
 class TestDraws:
     def test_depend_on_the_sample_and_not_on_who_computes_it(self):
-        whole = draw(5, 11, 8, 0, 8, (3, 4), "cpu")
-        parts = [draw(5, 11, 8, first, 4, (3, 4), "cpu") for first in (0, 4)]
+        whole = draw(5, 11, 8, 0, 8, (3, 4), "cpu", previous_noise=True)
+        parts = [draw(5, 11, 8, first, 4, (3, 4), "cpu", previous_noise=True) for first in (0, 4)]
         for name in whole._fields:
             assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts])), name
 
     def test_differ_by_seed_step_sample_and_use(self):
-        base = draw(5, 11, 8, 0, 8, (3, 4), "cpu")
-        for other in (draw(6, 11, 8, 0, 8, (3, 4), "cpu"), draw(5, 12, 8, 0, 8, (3, 4), "cpu")):
+        base = draw(5, 11, 8, 0, 8, (3, 4), "cpu", previous_noise=True)
+        for seed, step in ((6, 11), (5, 12)):
+            other = draw(seed, step, 8, 0, 8, (3, 4), "cpu", previous_noise=True)
             assert all((a != b).all() for a, b in zip(base, other, strict=True))
-        assert (base.noise != base.decoder_noise).all() and len({*base.time.tolist(), *base.self_conditioned.tolist()}) == 16
+        assert (base.noise != base.decoder_noise).all() and (base.noise != base.previous_noise).all()
+        assert len({*base.time.tolist(), *base.self_conditioned.tolist(), *base.guidance.tolist()}) == 24
 
     def test_are_those_of_the_samplers_noise(self):
         drawn = draw(5, 11, 8, 2, 3, (3, 4), "cpu")
         expected = normals(5 + _KEY, 11 * 8 + 2, 0, 0, 3, 24).view(3, 3, 8).float()
         assert torch.equal(torch.cat((drawn.noise, drawn.decoder_noise), -1), expected)
-        assert ((drawn.time > 0) & (drawn.time < 1)).all()
+        assert ((drawn.time > 0) & (drawn.time < 1)).all() and drawn.previous_noise is None
 
 
 def test_defaults_are_the_published_ones():

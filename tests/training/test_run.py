@@ -1,5 +1,6 @@
 """A run of configs/tiny.yaml on a CPU: what it learns, that a kill changes nothing, and that two processes equal one."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -168,6 +169,19 @@ class TestTraining:
 
 
 class TestResume:
+    def test_a_run_of_an_older_version_goes_on(self, parts, short):
+        """Its settings.json lacks the fields that are newer; they have their defaults."""
+        shutil.copytree(short, parts / "older")
+        path = parts / "older" / "settings.json"
+        told = json.loads(path.read_text())
+        del told["recipe"]["self_conditioning_noise"], told["model"]["guidance_range"], told["model"]["sampled_guidance"]
+        path.write_text(json.dumps(told | {"output": str(parts / "older")}))
+        Run(tiny(parts, "older", **SHORT), resume=True, device="cpu")
+        told["recipe"]["self_conditioning"] = 0.25
+        path.write_text(json.dumps(told | {"output": str(parts / "older")}))
+        with pytest.raises(ValueError, match="begun with other settings of recipe; a run goes on as it began"):
+            Run(tiny(parts, "older", **SHORT), resume=True, device="cpu")
+
     def test_a_killed_run_ends_with_the_same_weights(self, parts, short):
         """SIGKILL somewhere after the first checkpoint; what is resumed has the weights and metrics of a run that was not."""
         path = write_config(parts, "killed", **SHORT)
@@ -305,6 +319,24 @@ class TestSwitches:
         without, whole = self.found(parts, "self_conditioning", 0.0), lines(short)
         # A new denoiser predicts zeros, so its first prediction changes nothing yet.
         assert without[0]["loss"] == whole[0]["loss"] and without[2]["diffusion"] != whole[2]["diffusion"]
+
+    def test_self_conditioning_noise(self, parts, short):
+        noised, whole = self.found(parts, "self_conditioning_noise", 0.5), lines(short)
+        # Drawn with the step's other noise, so the values of all change, and nothing of their distribution.
+        assert noised[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.1) and noised[0]["loss"] != whole[0]["loss"]
+
+    def test_guidance(self, parts):
+        """The model that a run with the input writes is sampled at the scale of its config."""
+        changes = SHORT | {"optimizer__steps": 3, "model__guidance_range": [0.5, 4.0], "model__sampled_guidance": 2.0}
+        result = Run(tiny(parts, "guided", **changes), device="cpu").train()
+        model = LDLM.from_pretrained(result["model"])
+        assert model.config.guidance_range == (0.5, 4.0) and model.config.sampled_guidance == 2.0
+        assert model.denoiser.guidance_embedding.down.weight.any()
+        options = {"num_steps": 2, "dtype": torch.float32, "device": "cpu"}
+        guided = FusedSampler(model, **options)(seed=1)
+        other = dataclasses.replace(model.config, sampled_guidance=0.5)
+        model.config = model.denoiser.config = other
+        assert not torch.equal(FusedSampler(model, **options)(seed=1).latents, guided.latents)
 
 
 class TestBadInput:

@@ -59,6 +59,11 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
         ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas has 1.0; it must be at least 0 and below 1"),
         ({"optimizer__precision": "fp8"}, "optimizer.precision is 'fp8'; it must be one of bf16, fp32"),
         ({"recipe__self_conditioning": 1.5}, "recipe.self_conditioning is 1.5; it must be at least 0 and at most 1"),
+        ({"recipe__self_conditioning_noise": -0.1}, "recipe.self_conditioning_noise is -0.1; it must be at least 0"),
+        (
+            {"model__guidance_range": [0.5, 5], "recipe__self_conditioning": 0},
+            "model.guidance_range needs recipe.self_conditioning, since guidance compares with and without it",
+        ),
         ({"recipe__mse_decoder_loss": 1}, "recipe.mse_decoder_loss is 1; it must be true or false"),
         ({"recipe__encoder_gradient": 0.0}, "recipe.encoder_warmup_min is 0.01; it must be at most recipe.encoder_gradient"),
         ({"data__held_out": 1}, "data.held_out is 1.0; it must be at least 0 and below 1"),
