@@ -67,7 +67,7 @@ def test_the_times_of_a_layer():
 
 
 def test_the_tables_of_shapes_and_layers_are_what_plans_read():
-    assert len(TABLE["entries"]) == 15 and len(TABLE["layers"]) == 3
+    assert len(TABLE["entries"]) == 27 and len(TABLE["layers"]) == 6
     for row in TABLE["entries"]:
         us, library_us = row["us"], row["library_us"]
         rate = 2 * row["n"] * row["k"] / us / 1e3
@@ -152,7 +152,7 @@ def test_where_clusters_find_room():
         outputs, slices = cut.split()[:2]
         line = " | ".join(f"{us:.2f}" for us in times)
         assert f"| {shape} | {outputs} outputs, {slices} slices | {line} |\n" in LOG
-    library = {(row["n"], row["k"]): row["library_us"] for row in TABLE["entries"] if row["row_tiles"] == 1}
+    library = {(row["n"], row["k"]): row["library_us"] for row in TABLE["entries"] if row["wgmma"] and row["row_tiles"] == 1}
     qkv, up = library[6144, 2048] / 1.4, library[8192, 2048] / 1.4
     assert f"6144 x 2048 would take {qkv:.2f} us and 8192 x 2048 {up:.2f}: less than these chains" in whole
     assert qkv < chain(6, "qkv", "64 2 8 4")["without_both_us"] and up < chain(6, "up", "64 2 6 6")["without_both_us"]
@@ -272,3 +272,27 @@ def test_the_times_before_and_after_the_restructuring():
             times = f"{before['median']:.3f} | {after['median']:.3f} | {ratio:.3f}"
             assert f"| {path} | {preset} | {batch} | {times} | {values} |\n" in page
             assert ratio < 1.01 and (path.startswith("portable") or values == "equal")
+
+
+def test_the_times_under_the_proxy():
+    page = (ROOT / "docs" / "log" / "2026-12-01-one-skinny-linear.md").read_text()
+    result = json.loads((ROOT / "benchmarks" / "results" / "2026-12-01-h200-proxy.json").read_text())
+
+    def ms(time: float | None) -> str:
+        return "-" if time is None else f"{time:.3f}"
+
+    for version in result["versions"]:
+        name = version["name"]
+        for row in version["layers"]:
+            assert f"| {name} | {row['preset']} | {row['rows']} | {row['us']:.2f} | {row['library_us']:.2f} |\n" in page
+        for row in version["generations"]:
+            peers = f"{ms(row.get('sdpa_graph_ms'))} | {ms(row.get('compiled_graph_ms'))}"
+            assert f"| {name} | {row['preset']} | {row['batch']} | {ms(row['ms'])} | {peers} |\n" in page
+    for row in result["fastest_alone"]:
+        by_stage = row["us_by_tile_k"]
+        times = f"{by_stage['32']:.2f} | {by_stage['64']:.2f} | {row['library_us']:.2f}"
+        assert f"| {row['n']} x {row['k']} | {times} |\n" in page
+    for row in result["hopper_path_of_the_last_version"]:
+        assert f"| {row['preset']} | {row['batch']} | {ms(row['ms'])} | {ms(row['sdpa_graph_ms'])} |\n" in page
+    before = result["before"]
+    assert f"{before['layer_us']:.1f} us a layer and {before['generation_ms']['open-dllm-35b-a3b, 1']:.2f} ms" in page

@@ -189,7 +189,8 @@ PRODUCT_FAULTS = {
     "reading told to be over before it began": (
         KERNEL,
         PEERS_DONE,
-        "if constexpr (kClustered) cluster_arrive_relaxed(); own.reduce_split_k(); own.finish(); if constexpr (kClustered) cluster_wait();",
+        "if constexpr (kClustered) cluster_arrive_relaxed(); own.reduce_split_k(); own.finish(); "
+        "if constexpr (kClustered) cluster_wait();",
     ),
     "the own sums only": (ROWS, "dsmem_load(sums_ + place, «s»)", "block_.slice"),
     "a slice twice": (ROWS, "dsmem_load(sums_ + place, «s»)", "s / 2 * 2"),
