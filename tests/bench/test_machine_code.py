@@ -49,9 +49,10 @@ def test_the_skinny_linear_by_wgmma(built):
         assert 2 * warps * -(-kernel.usage["REG"] * 32 // 256) * 256 <= 65_536, kernel.title
 
 
-def skinny_linears(built: list[Kernel], architecture: str) -> list[Kernel]:
-    """The kernels of linear_skinny that have code for an architecture."""
-    return [k for k in built if k.architecture == architecture and k.title.startswith("linear_skinny<") and not k.empty]
+def skinny_linears(built: list[Kernel], architecture: str, clusters: bool = True) -> list[Kernel]:
+    """The kernels of linear_skinny that have code for an architecture; those without clusters are apart."""
+    found = [k for k in built if k.architecture == architecture and k.title.startswith("linear_skinny<") and not k.empty]
+    return [k for k in found if ("WithoutClusters" in k.name) != clusters]
 
 
 def tile_of(kernel: Kernel) -> list[int]:
@@ -114,8 +115,9 @@ def test_the_persistent_linear(built):
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
 def test_the_skinny_linear_by_mma(built, architecture):
     found = [kernel for kernel in skinny_linears(built, architecture) if not kernel.count("HGMMA")]
-    assert len(found) == 35
-    for kernel in found:
+    alone = skinny_linears(built, architecture, clusters=False)
+    assert len(found) == 35 and len(alone) == 29
+    for kernel in found + alone:
         assert kernel.defects() == [], kernel.title
         assert kernel.count("UBLKCP") >= 1 and kernel.count("UTMALDG") >= 1, kernel.title
         assert kernel.count("HMMA") >= 16 and kernel.count("LDSM.4") >= 8, kernel.title

@@ -95,47 +95,23 @@ class OwnRows {
 
     // The sums of all slices, in their order; all are on their way at once, since the other blocks are far.
     __device__ __forceinline__ void reduce_split_k() {
-        float4 parts[Tile::kGroups * Tile::kOwn][Tile::kSplitK];
-        // action(part, slice, place in the sums) for each.
-        const auto each_part = [&](auto action) {
+        if constexpr (Tile::kHandsOver) {
             each_group([&](int group) {
-                const uint32_t from = (block_.first_eight + eight(group)) * Tile::kPieces * 32 + threadIdx.x % 32;
+                each_piece(group, [&](int i, uint32_t piece) { add_up(i, taken(place_of(group, piece))); });
+            });
+        } else {
+            Parts parts[Tile::kGroups * Tile::kOwn];
+            each_group([&](int group) {
                 each_piece(group, [&](int i, uint32_t piece) {
+                    const float4* const from = sums_ + place_of(group, piece);
 #pragma unroll
-                    for (uint32_t s = 0; s < Tile::kSplitK; ++s) {
-                        action(parts[i][s], s, from + piece * 32);
+                    for (int s = 0; s < Tile::kSplitK; ++s) {
+                        parts[i].of_slice[s] = Tile::kSplitK > 1 ? dsmem_load(from, s) : *from;
                     }
                 });
             });
-        };
-        if constexpr (Tile::kSplitK == 1) {
-            each_part([&](float4& part, uint32_t, uint32_t place) { part = sums_[place]; });
-        } else if constexpr (!Tile::kHandsOver) {
-            each_part([&](float4& part, uint32_t s, uint32_t place) { part = dsmem_load(sums_ + place, s); });
-        } else {
-            for (bool missing = true; missing;) {
-                missing = false;
-                each_part([&](float4& part, uint32_t s, uint32_t place) {
-                    part = s == block_.slice ? sums_[place] : lamport_load(handed_over(s) + place);
-                });
-                each_part(
-                    [&](float4& part, uint32_t s, uint32_t) { missing |= s != block_.slice && !lamport_ready(part); });
-            }
-            each_part([&](float4&, uint32_t s, uint32_t place) {
-                if (s != block_.slice) lamport_reset(handed_over(s) + place);
-            });
+            each_group([&](int group) { each_piece(group, [&](int i, uint32_t) { add_up(i, parts[i]); }); });
         }
-        each_group([&](int group) {
-            each_piece(group, [&](int i, uint32_t) {
-                float4 sum = parts[i][0];
-#pragma unroll
-                for (int s = 1; s < Tile::kSplitK; ++s) {
-                    const float4 part = parts[i][s];
-                    sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
-                }
-                values_[i][0] = sum.x, values_[i][1] = sum.y, values_[i][2] = sum.z, values_[i][3] = sum.w;
-            });
-        });
     }
 
     __device__ __forceinline__ void finish() {
@@ -165,6 +141,47 @@ class OwnRows {
     }
     static __device__ __forceinline__ uint32_t share() { return threadIdx.x / 32 % Tile::kShares; }
     static __device__ __forceinline__ uint32_t row(int group) { return eight(group) * 8 + threadIdx.x % 32 / 4; }
+
+    // A quad of a piece of a group, of each slice.
+    struct Parts {
+        float4 of_slice[Tile::kSplitK];
+    };
+
+    // Where the sums of a piece of a group are, in shared memory and in the workspace alike.
+    __device__ __forceinline__ uint32_t place_of(int group, uint32_t piece) const {
+        return ((block_.first_eight + eight(group)) * Tile::kPieces + piece) * 32 + threadIdx.x % 32;
+    }
+
+    __device__ __forceinline__ void add_up(int i, const Parts& parts) {
+        float4 sum = parts.of_slice[0];
+#pragma unroll
+        for (int s = 1; s < Tile::kSplitK; ++s) {
+            const float4 part = parts.of_slice[s];
+            sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+        }
+        values_[i][0] = sum.x, values_[i][1] = sum.y, values_[i][2] = sum.z, values_[i][3] = sum.w;
+    }
+
+    // The own part, and those that other slices have handed over, as soon as all are there; their places are emptied.
+    __device__ __forceinline__ Parts taken(uint32_t place) const {
+        Parts parts;
+        for (bool missing = true; missing;) {
+            missing = false;
+#pragma unroll
+            for (uint32_t s = 0; s < Tile::kSplitK; ++s) {
+                parts.of_slice[s] = s == block_.slice ? sums_[place] : lamport_load(handed_over(s) + place);
+            }
+#pragma unroll
+            for (uint32_t s = 0; s < Tile::kSplitK; ++s) {
+                missing |= s != block_.slice && !lamport_ready(parts.of_slice[s]);
+            }
+        }
+#pragma unroll
+        for (uint32_t s = 0; s < Tile::kSplitK; ++s) {
+            if (s != block_.slice) lamport_reset(handed_over(s) + place);
+        }
+        return parts;
+    }
 
     // What a slice hands over to the others of its tile.
     __device__ __forceinline__ float4* handed_over(uint32_t slice) const {
