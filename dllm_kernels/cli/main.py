@@ -3,6 +3,8 @@
 Results go to stdout; progress, notes and errors to stderr. Input that does not fit ends with exit code 2 and one line.
 """
 
+from typing import Annotated
+
 import typer
 
 from dllm_kernels.cli.bench import bench
@@ -15,12 +17,22 @@ from dllm_kernels.cli.roofline import roofline
 from dllm_kernels.cli.serve import serve
 from dllm_kernels.cli.train import train
 from dllm_kernels.cli.tune import tune
+from dllm_kernels.utils.version import __version__
 
-app = typer.Typer(cls=OneLineErrors, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(cls=OneLineErrors, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dllm-kernels {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", help="print the version, and stop", callback=_version, is_eager=True)]
 
 
 @app.callback(invoke_without_command=True)
-def top(context: typer.Context) -> None:
+def top(context: typer.Context, version: Version = False) -> None:
     """Fast inference of latent diffusion language models on one GPU."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -23,10 +23,12 @@ def train(
 ) -> None:
     """Train a model jointly with its latent space, on one process or under `accelerate launch`.
 
+    SIGTERM or SIGINT saves a checkpoint after the step that runs, and ends with 128 + the signal's number.
     With --json every line of metrics goes to stdout as it is written to metrics.jsonl.
     """
     # PyTorch's distributed checkpoints take half a second to import, which no other command should wait for.
     from dllm_kernels.training.run import NotFinite, Run
+    from dllm_kernels.training.stopping import Stopped
 
     try:
         with user_input():
@@ -46,6 +48,10 @@ def train(
     except NotFinite as error:
         typer.echo(f"dllm-kernels: {error}", err=True)
         raise typer.Exit(1) from error
+    except Stopped as stopped:
+        if run.main:
+            typer.echo(f"dllm-kernels: {stopped}", err=True)
+        raise typer.Exit(128 + stopped.signal) from stopped
     if run.main and not as_json:
         # A run that goes on where none is left has no losses of its own.
         said = f"loss {result['loss']:.4f}" if "loss" in result else "finished already"

@@ -198,7 +198,7 @@ def _abilities(
     model = LDLM.from_pretrained(source.folder).float().to(task.device)
     tokens = torch.tensor(compared)
     evaluation.reconstruction = {"accuracy": reconstructed(model, encoder, tokens), "tokens": tokens.numel()}
-    if not source.config.context:
+    if not (source.config.context and source.config.trained_with_prompts):
         evaluation.left_out.append("prompts: the model takes none")
         return
     length = task.prompt_len + source.config.seq_len

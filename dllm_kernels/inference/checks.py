@@ -20,6 +20,8 @@ def check_options(config, num_steps, batch_size, seq_len, context_len, guidance,
         raise ValueError(f"seq_len is {seq_len}; this model has {config.seq_len} latents")
     if context_len and not config.context:
         raise ValueError("context_len needs a model with context=True in its config")
+    if context_len and not config.trained_with_prompts:
+        raise ValueError("this model takes no prompt: it was trained without prompts")
     if guidance and not context_len:
         raise ValueError("guidance needs context_len of at least 1: it compares with and without a prompt")
     if backend not in BACKENDS:

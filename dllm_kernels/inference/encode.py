@@ -14,7 +14,7 @@ Encode = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 def takes_prompts(config: LDLMConfig) -> bool:
     """Whether a model with this config reads prompts, and names the encoder for them."""
-    return config.context and config.encoder is not None
+    return config.context and config.trained_with_prompts and config.encoder is not None
 
 
 class PromptLimit:
@@ -34,6 +34,8 @@ class PromptLimit:
     def __init__(self, config: LDLMConfig, prompt_len: int | None = None):
         if not config.context:
             raise ValueError("this model takes no prompt: its config has context=False")
+        if not config.trained_with_prompts:
+            raise ValueError("this model takes no prompt: it was trained without prompts")
         if config.encoder is None:
             raise ValueError("a prompt needs the model's frozen encoder, and its config names none")
         try:

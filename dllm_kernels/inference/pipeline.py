@@ -209,6 +209,8 @@ class LDLMPipeline:
         """Hidden states [prompts, P, d_h] and mask [prompts, P]."""
         if not self.config.context:
             raise ValueError("this model takes no prompt: its config has context=False")
+        if not self.config.trained_with_prompts:
+            raise ValueError("this model takes no prompt: it was trained without prompts")
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
             raise ValueError("prompt must be a text, a list of at least one text, or None")

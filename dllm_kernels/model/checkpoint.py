@@ -111,6 +111,10 @@ def open_folder(folder: Path) -> tuple[LDLMConfig, Weights]:
     weight_format = fields.pop("weight_format", None)
     if weight_format not in (None, int8.FORMAT):
         raise ValueError(f"{folder / CONFIG_FILE} has the weight_format {weight_format!r}; known formats: {int8.FORMAT}")
+    encoder = fields.get("encoder")
+    if isinstance(encoder, str) and encoder and (folder / encoder).is_dir():
+        # A path in a folder is seen from that folder, wherever the process stands.
+        fields["encoder"] = str((folder / encoder).resolve())
     return LDLMConfig.from_dict(fields), Weights(folder / WEIGHTS_FILE, eight_bit=weight_format is not None)
 
 

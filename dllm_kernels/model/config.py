@@ -36,6 +36,8 @@ class LDLMConfig:
         first_prediction: what stands for the previous prediction when there is none: "zeros", or "skip", where z goes
             around the input projection as in the published code.
         context: the denoiser cross-attends to a prompt's hidden states, or to a learned null context.
+        trained_with_prompts: training saw prompts; a model with `context` that saw none knows the null context alone, and
+            prompts are refused.
         input_positions: the latent encoder adds learned positions to the hidden states.
         causal: the token decoder's self-attention is causal.
         standardize: latents and hidden states are standardised per feature by stored means and deviations.
@@ -80,6 +82,7 @@ class LDLMConfig:
     sampled_log_snr: tuple[float, float] | None = None
     encoder: str | None = None
     encoder_layer: int = -3
+    trained_with_prompts: bool = True
 
     def __post_init__(self):
         for name, default in (("hidden_dim", self.dim), ("latent_dim", self.dim), ("token_decoder_heads", self.num_heads)):

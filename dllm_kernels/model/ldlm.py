@@ -4,10 +4,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from dllm_kernels.model import checkpoint
+from dllm_kernels.model.card import card
 from dllm_kernels.model.config import PRESETS, LDLMConfig
 from dllm_kernels.model.denoiser import Denoiser
 from dllm_kernels.model.layers import AttentionFunction, sdpa
@@ -118,6 +119,10 @@ class LDLM(nn.Module, ModelHubMixin, library_name="dllm_kernels", repo_url=None,
             for file in Path(aside).iterdir():
                 file.replace(folder / file.name)
         return url
+
+    def generate_model_card(self, *args, **kwargs) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write (card.py); what ModelHubMixin passes is not needed."""
+        return ModelCard(card(self.config, sum(parameter.numel() for parameter in self.parameters())))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         checkpoint.save(save_directory, self.config, self.state_dict())

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from dllm_kernels.model.config import LDLMConfig
 from dllm_kernels.model.encoder import Encoder
 from dllm_kernels.model.layers import sdpa
 from dllm_kernels.model.ldlm import LDLM
@@ -31,6 +34,7 @@ from dllm_kernels.training.optimizer import Average, adamw, learning_rate
 from dllm_kernels.training.randomness import HELD_OUT_STEP, draw
 from dllm_kernels.training.recipe import JointTraining, encoder_share, global_sum, processes
 from dllm_kernels.training.settings import Settings
+from dllm_kernels.training.stopping import Stopped, stop_signals
 from dllm_kernels.training.timesteps import AdaptiveTimesteps
 from dllm_kernels.training.windows import windows
 from dllm_kernels.utils.device import resolve_device
@@ -42,8 +46,11 @@ MEASURED = 8192
 HELD_OUT_BATCHES = 4
 """Batches of held-out windows that are looked at, at most."""
 
-MAY_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "held_out_every", "trackers")
-"""Settings that a resumed run need not share with the one that it goes on with."""
+MAY_CHANGE = {
+    *("output", "checkpoint_every", "keep_checkpoints", "log_every", "held_out_every", "trackers"),
+    *("data.cache", "data.cache_gb", "data.memory_share"),
+}
+"""Settings that a resumed run need not share with the one that it goes on with: places, and how often something is done."""
 
 Progress = Callable[[str], None]
 
@@ -121,7 +128,12 @@ class Run:
 
         Raises:
             NotFinite: a loss or a gradient was NaN or infinite; the checkpoints before it stay.
+            Stopped: SIGTERM or SIGINT came; the last step is in a checkpoint. A second signal ends the process at once.
         """
+        with stop_signals() as came:
+            return self._train(progress, came)
+
+    def _train(self, progress: Progress, came: list[int]) -> dict[str, Any]:
         settings, mean, begin, first = self.settings, Mean(), time.perf_counter(), self.step
         line, said = {"step": self.step}, ""
         if self.step == settings.optimizer.steps:
@@ -145,7 +157,8 @@ class Run:
                 line |= {f"held_out_{name}": value for name, value in self._look().items()} | {"step": self.step}
             if line["step"] == self.step and self.main:
                 self.metrics.write(line)
-            if self.step % settings.checkpoint_every == 0 or last:
+            stop = 0 if last else self._stop(came)
+            if self.step % settings.checkpoint_every == 0 or last or stop:
                 # A weight that is not finite gives such gradients, and such a gradient such weights.
                 if not math.isfinite(found["gradient_norm"]):
                     norm = float(found["gradient_norm"])
@@ -153,8 +166,25 @@ class Run:
                 self.checkpoints.save(self.step, self._state())
                 self._export()
             progress(said)
+            if stop:
+                self.accelerator.end_training()
+                kept = f"a checkpoint of step {self.step} is in {self.checkpoints.folder}; --resume goes on with it"
+                raise Stopped(f"stopped by {signal.Signals(stop).name}: {kept}", stop)
         self.accelerator.end_training()
         return line | {"model": str(self.output / "model")}
+
+    def _stop(self, came: list[int]) -> int:
+        """The signal after which every process stops at this step, or 0."""
+        if self.world == 1:
+            return came[0] if came else 0
+        # Processes hear of a signal at different steps. They agree where they wait for the device anyway.
+        if self.step % self.settings.log_every:
+            return 0
+        heard = torch.zeros(signal.NSIG, device=self.device)
+        if came:
+            heard[came[0]] = 1
+        heard = global_sum(heard)
+        return int(heard.argmax()) if heard.any() else 0
 
     def _check(self, resume: bool) -> None:
         settings, steps = self.settings, self.checkpoints.steps()
@@ -169,9 +199,9 @@ class Run:
             return
         if not steps:
             raise ValueError(f"{self.output} holds no checkpoint to go on from")
-        before = Settings.recorded(json.loads((self.output / "settings.json").read_text()))
-        now = json.loads(json.dumps(settings.to_dict()))
-        changed = [name for name in now if name not in MAY_CHANGE and now[name] != before[name]]
+        before = _dotted(Settings.recorded(json.loads((self.output / "settings.json").read_text())))
+        now = _dotted(json.loads(json.dumps(settings.to_dict())))
+        changed = [name for name in now if name not in MAY_CHANGE and now[name] != before.get(name)]
         if changed:
             raise ValueError(f"{self.output} was begun with other settings of {', '.join(changed)}; a run goes on as it began")
 
@@ -285,7 +315,7 @@ class Run:
             # While the averages are in place: on a CPU the state is the weights themselves.
             if self.main:
                 with torch.device("meta"):
-                    model = LDLM(settings.model)
+                    model = LDLM(self._exported())
                 weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
                 if measured is not None:
                     weights |= dict(zip(("statistics.latent_mean", "statistics.latent_std"), measured, strict=True))
@@ -295,6 +325,14 @@ class Run:
                 model.save_pretrained(self.output / "model")
         self.joint.train()
         self._wait()
+
+    def _exported(self) -> LDLMConfig:
+        """The model's config as its folder has it: whether it saw prompts, and its encoder's folder seen from there."""
+        settings, encoder = self.settings, self.settings.model.encoder
+        if encoder == settings.encoder.path and Path(encoder).is_dir():
+            encoder = os.path.relpath(Path(encoder).resolve(), (self.output / "model").resolve())
+        saw = settings.data.prompt_tokens > 0 and settings.recipe.context_dropout < 1
+        return replace(settings.model, encoder=encoder, trained_with_prompts=saw)
 
     def _latent_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [d_z] of the latents of the first windows of the order, in two passes."""
@@ -322,6 +360,14 @@ class Run:
     @property
     def _shape(self) -> tuple[int, int]:
         return self.settings.model.seq_len, self.settings.model.latent_dim
+
+
+def _dotted(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under names as `data.cache`."""
+    found = {}
+    for name, value in fields.items():
+        found |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _uncompiled() -> AbstractContextManager[None]:

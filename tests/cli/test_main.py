@@ -1,12 +1,18 @@
 """The command line in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 
+import pytest
 
-def start(program):
-    return subprocess.run([sys.executable, *program], capture_output=True, text=True, timeout=120)
+from dllm_kernels import __version__
+
+
+def start(program, environment=None):
+    environment = os.environ | (environment or {})
+    return subprocess.run([sys.executable, *program], capture_output=True, text=True, timeout=120, env=environment)
 
 
 def test_json_is_alone_on_stdout():
@@ -19,6 +25,21 @@ def test_bad_input():
     done = start(["-m", "dllm_kernels", "generate", "nope"])
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("dllm-kernels: unknown preset 'nope'") and done.stderr.count("\n") == 1
+
+
+def test_the_version():
+    done = start(["-m", "dllm_kernels", "--version"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"dllm-kernels {__version__}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(shell):
+    name = "_DLLM_KERNELS_COMPLETE"
+    words = {"COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "dllm-kernels roof"}
+    words |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args", "COMP_WORDS": "dllm-kernels roof", name: f"complete_{shell}"}
+    program = "import sys; sys.argv[0] = 'dllm-kernels'; from dllm_kernels.cli.main import main; main()"
+    done = start(["-c", program], words)
+    assert done.returncode == 0 and "roofline" in done.stdout and "generate" not in done.stdout
 
 
 def test_its_name_in_a_usage_line():
