@@ -21,7 +21,9 @@ from tests.card.steps import TESTS, TOOLS, card_files, find_sanitizer, run, sani
 def main(arguments: list[str] | None = None) -> int:
     """Runs the steps; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.card", description="all that needs a card, in one sitting")
-    parser.add_argument("--output", type=Path, default=TESTS.parent / "build" / "card", help="folder for summary.json and the logs")
+    parser.add_argument(
+        "--output", type=Path, default=TESTS.parent / "build" / "card", help="folder for summary.json and the logs"
+    )
     parser.add_argument("--tests-seconds", type=float, default=290, help="for the tests")
     parser.add_argument("--sanitizer-seconds", type=float, default=60, help="for each tool of compute-sanitizer")
     options = parser.parse_args(arguments)
