@@ -4,7 +4,7 @@ BIN := .venv/bin
 CSRC := $(shell find csrc tests/emulator -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 TRITON_TESTS := $(sort $(shell find tests -name 'test_triton*.py'))
 
-.PHONY: generate test lint clean
+.PHONY: generate test test-card lint clean
 
 generate: .venv/installed
 	$(BIN)/dllm-kernels generate ldlm-demo --steps 50 --solver ddpm --grid log_snr:-4.5:-2.9 --batch 3
@@ -15,6 +15,10 @@ test: export OMP_NUM_THREADS = 1
 test: lint
 	$(BIN)/pytest tests -n 2 --dist loadgroup
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 $(TRITON_TESTS)
+
+# All that needs a card, within eight minutes; `python -m tests.card` does the same without make.
+test-card: .venv/installed
+	$(BIN)/python -m tests.card
 
 lint: .venv/installed
 	$(BIN)/ruff check .

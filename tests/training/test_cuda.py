@@ -2,6 +2,12 @@
 
 import pytest
 import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+pytest.importorskip("pyarrow")
+pytest.importorskip("transformers")
+
 from accelerate.state import AcceleratorState
 
 from dllm_kernels.training.run import Run
