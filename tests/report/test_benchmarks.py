@@ -80,7 +80,7 @@ class TestReadme:
     def test_rows(self):
         text = block([measured()])
         assert f"| open-dllm-35b-a3b, 10 steps | 20,100 | {PUBLISHED_FP32}: 3,100 | 6.49 |" in text
-        assert f"| open-dllm-35b-a3b, 4 steps | 41,000 | {PUBLISHED_FP32}: 3,100 | 13.2 |" in text
+        assert f"| open-dllm-35b-a3b, 4 steps | 41,000 | {PUBLISHED_FP32}: 3,100 | 13.23 |" in text
         assert "| open-dllm-27b, 10 steps | awaits a card | - | - |" in text
 
     def test_what_was_measured_is_one_line(self):
@@ -102,7 +102,7 @@ class TestReadme:
             timed(case, OURS_TRITON, 4.0, tokens_per_s=19_000.0),
             timed(case, EAGER_BF16, 5.0, tokens_per_s=10_061.7),
         ]
-        assert f"| 20,100 | {EAGER_BF16}: 10,100 | 2 |" in block([result])
+        assert f"| 20,100 | {EAGER_BF16}: 10,100 | 2.00 |" in block([result])
         result.rows[0].tokens_per_s = None
         assert f"| - | {EAGER_BF16}: 10,100 | - |" in block([result])
         result.rows = result.rows[:1]
@@ -114,7 +114,7 @@ class TestReadme:
     def test_a_card_comes_before_a_newer_cpu_and_a_newer_result_before_an_older(self):
         results = [measured(XEON, "2026-03-01"), measured(day="2026-01-02"), measured(day="2026-02-02", published_at=10_061.7)]
         text = block(results)
-        assert "One NVIDIA H200" in text and "| 2 |" in text and "| 6.49 |" not in text
+        assert "One NVIDIA H200" in text and "| 2.00 |" in text and "| 6.49 |" not in text
         assert list(newest(results)) == ["NVIDIA H200", "Xeon"]
 
     def test_a_cpu_says_that_all_rows_await_a_card(self):
@@ -141,7 +141,7 @@ class TestDocument:
     def test_the_published_figures_stand_beside_every_contender(self):
         text = document([measured()], {})
         assert "| open-dllm-35b-a3b | 10 | 3,238 | 20,100 | 3,100 | 6.49 |" in text
-        assert "| open-dllm-35b-a3b | 4 | 6,500 (extrapolated) | 41,000 | 3,100 | 13.2 |" in text
+        assert "| open-dllm-35b-a3b | 4 | 6,500 (extrapolated) | 41,000 | 3,100 | 13.23 |" in text
         assert "| open-dllm-27b | 10 | 745 | awaits a card | awaits a card | - |" in text
         assert "on NVIDIA H200, driver 580, SM at 1975 of 1980 MHz, memory at 3201 MHz, torch 2.11, triton 3.6" in text
         assert ", 2026-01-02, commit abc. The contenders" in text
