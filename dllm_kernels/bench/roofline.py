@@ -82,7 +82,7 @@ def work(
         parts: the modules that a generation runs, by name; only their shapes are read, so they may be on the meta device.
         num_steps: N.
         batch_size: B.
-        folded: as a plan runs the model, with what no input reaches already computed (docs/design.md, "Truth and plan");
+        folded: as a plan runs the model, in which everything that depends on no input is computed before (docs/design.md);
             False for the model as it is written.
     """
     rows = []

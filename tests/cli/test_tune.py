@@ -15,7 +15,7 @@ from tests.cli.command import run
 
 @pytest.fixture
 def card(monkeypatch):
-    """A card of 132 multiprocessors, on which the library takes 20 us, a cut 5 us and more, and a layer 40 us."""
+    """A card of 132 multiprocessors, on which the library takes 20 us, a config 5 us and more, and a layer 40 us."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(command, "resolve_device", torch.device)
@@ -23,15 +23,15 @@ def card(monkeypatch):
     monkeypatch.setattr(tuning.Card, "of", lambda device: Card(132, 100 * 1024, wgmma=False))
     monkeypatch.setattr(tuning, "max_cluster", lambda device: 8)
 
-    def tune_shape(rows, outputs, width, device, cuts):
+    def tune_shape(rows, outputs, width, device, configs):
         yield None, 20.0
-        yield from ((cut, 5.0 + place) for place, cut in enumerate(cuts))
+        yield from ((config, 5.0 + place) for place, config in enumerate(configs))
 
     class Chain:
         def __init__(self, *arguments):
             pass
 
-        def streamed(self, cuts):
+        def streamed(self, configs):
             return 40.0
 
         def library(self):
@@ -59,7 +59,7 @@ def test_the_table_and_what_is_said_of_it(card, tmp_path):
     assert json.loads(path.read_text()) == table
 
 
-def test_shapes_that_no_cut_suits_are_left_to_the_rule(card, tmp_path):
+def test_shapes_that_no_config_suits_are_left_to_the_rule(card, tmp_path):
     done = run("tune", "--preset", "tiny", "--output", tmp_path / "table.json")
     assert done.stdout == "" and json.loads((tmp_path / "table.json").read_text()) == {"entries": [], "layers": []}
     shapes = tuning.shapes(LDLMConfig.preset("tiny"))

@@ -86,12 +86,11 @@ __device__ __forceinline__ float4 lamport_load(const float4* place) {
     return value;
 }
 
-// Whether a peek saw all that was handed over. Who keeps peeking relies on the giver's running sooner or later: blocks
-// are begun in the order of their numbers, so givers are few neighbours, as many of which must find room on the card at
-// once.
-__device__ __forceinline__ bool lamport_ready(float4 peeked) {
-    return __float_as_uint(peeked.x) != kLamportEmpty && __float_as_uint(peeked.y) != kLamportEmpty &&
-           __float_as_uint(peeked.z) != kLamportEmpty && __float_as_uint(peeked.w) != kLamportEmpty;
+// Whether lamport_load saw all that was handed over. A block that waits for it needs the giver to run. Blocks begin in
+// the order of their numbers and givers are neighbours, so it is enough that as many find room on the card at once.
+__device__ __forceinline__ bool lamport_ready(float4 seen) {
+    return __float_as_uint(seen.x) != kLamportEmpty && __float_as_uint(seen.y) != kLamportEmpty &&
+           __float_as_uint(seen.z) != kLamportEmpty && __float_as_uint(seen.w) != kLamportEmpty;
 }
 
 // Empties a place whose value was taken.

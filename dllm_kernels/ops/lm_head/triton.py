@@ -21,7 +21,7 @@ from dllm_kernels.utils.device import shared_memory
 
 @dataclass(frozen=True)
 class Tile:
-    """How the GEMM is cut: `rows` of hidden by `vocab` of the weight by `width` of the sum, and how a program runs it.
+    """How the GEMM is divided: `rows` of hidden by `vocab` of the weight by `width` of the sum, and how a program runs it.
 
     `group` tiles of rows go through the whole vocabulary together. Of a tile's logits `pieces` parts are looked at in turn.
     """

@@ -229,10 +229,10 @@ def test_what_is_streamed(monkeypatch, backend, rows, as_for, shape, expected):
     monkeypatch.setattr("dllm_kernels.ops.linear.skinny.cuda_unsupported_reason", lambda device: None)
     monkeypatch.setattr(gemm_config, "_table", dict)
     monkeypatch.setattr(gemm_config, "_layers", dict)
-    cut = select_config(rows, *shape, torch.bfloat16, torch.device("cpu"), backend, as_for)
-    assert (cut is not None) == expected
+    config = select_config(rows, *shape, torch.bfloat16, torch.device("cpu"), backend, as_for)
+    assert (config is not None) == expected
     if expected:
-        assert cut == gemm_config.select_config(as_for or rows, *shape, Card())
+        assert config == gemm_config.select_config(as_for or rows, *shape, Card())
 
 
 def test_which_weights_can_be_streamed():
@@ -259,7 +259,7 @@ CARDS = {
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 @pytest.mark.parametrize(("outputs", "width"), SHAPES)
 @pytest.mark.parametrize("rows", [1, 64, 65, 256])
-def test_every_cut_fits(card, outputs, width, rows):
+def test_every_config_fits(card, outputs, width, rows):
     for limit in (card.block_bytes, card.half_bytes):
         fitting = set(candidates(rows, outputs, width, card, limit))
         assert limit != card.block_bytes or derived(rows, outputs, width, card) in fitting
@@ -295,7 +295,7 @@ def test_the_next_kernels_block_fits_beside_a_block_where_it_can():
     assert RTX_5090.block_bytes == SHARED_BYTES and RTX_5090.half_bytes == 50_176
 
 
-def test_a_shape_that_was_timed_takes_its_cut_from_the_table(monkeypatch):
+def test_a_shape_that_was_timed_takes_its_config_from_the_table(monkeypatch):
     config, proxy = GemmConfig(64, 64, 64, 2, 2, 2, 5, 4), Card(132, 100 * 1024, wgmma=False)
     monkeypatch.setattr(gemm_config, "_table", lambda: {(132, False, 1, 6144, 2048): config})
     assert gemm_config.select_config(64, 6144, 2048, proxy) is config
@@ -347,7 +347,7 @@ def test_the_kernel_by_warpgroups_is_the_definition(tile):
                 check(rows, outputs, width, config, epilogue, "cuda", chunk=256)
 
 
-CUTS = [
+CONFIGS = [
     pytest.param(GemmConfig(64, 128, 64, 2, 2, 3, 3, 2), id="portable"),
     pytest.param(GemmConfig(64, 64, 64, 4, 1, 4, 3), marks=needs_hopper, id="warpgroups"),
     pytest.param(GemmConfig(128, 64, 64, 8, 1, 4, 3), marks=needs_hopper, id="warpgroups of 128 rows"),
@@ -355,7 +355,7 @@ CUTS = [
 
 
 @needs_gpu
-@pytest.mark.parametrize("config", CUTS)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_a_row_does_not_depend_on_the_rows_beside_it(config):
     (x, packed, bias, _), arguments, _, _ = problem(200, 512, 1024, config, {"gelu"}, "cuda")
     workspace = empty_workspace(workspace_elements(packed, 200, max_cluster(x.device)), x.device)
@@ -366,7 +366,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(config):
 
 
 @needs_gpu
-@pytest.mark.parametrize("config", CUTS)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_overlapping_launches_change_nothing(config):
     (x, packed, bias, workspace), arguments, _, _ = problem(64, 512, 512, config, {"gelu"}, "cuda")
     # Rows of mean zero, so that fifty layers do not grow beyond bfloat16.
@@ -388,7 +388,7 @@ def test_overlapping_launches_change_nothing(config):
 
 
 @needs_gpu
-@pytest.mark.parametrize("config", CUTS)
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("bits", [0x7FC0, 0xFFC0, 0xFFFF])
 def test_a_row_of_nan_stays_a_row_of_nan(bits, config):
     """Also for the NaN whose bits mean that nothing was handed over yet."""

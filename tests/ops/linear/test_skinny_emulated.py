@@ -235,8 +235,8 @@ def test_a_row_of_nan_stays_a_row_of_nan(portable, bits, clusters):
 def test_bits_depend_on_the_slices_only(hopper, wgmma):
     """Neither on the rings nor on the rows of a block, nor on the rows beside a row."""
 
-    def of(*cut: int) -> dict:
-        config = wgmma_config_of(config_of(64, 4, *cut)) if wgmma else config_of(64, 4, *cut)
+    def of(*rings: int) -> dict:
+        config = wgmma_config_of(config_of(64, 4, *rings)) if wgmma else config_of(64, 4, *rings)
         if not wgmma and config.tile_m == 128:
             config = replace(config, num_warps_m=4)
         return problem(config, 130, 72, 576)
@@ -266,7 +266,7 @@ def test_bits_depend_on_the_slices_only(hopper, wgmma):
         (replace(config_of(64), tile_n=32), 64, 128, "linear_skinny has no code for tiles of 64 x 32"),
     ],
 )
-def test_cuts_that_are_refused(hopper, config, outputs, width, message):
+def test_configs_that_are_refused(hopper, config, outputs, width, message):
     p = problem(config, 5, outputs, width)
     with pytest.raises(emulate.EmulationError, match=message):
         run(hopper, p)

@@ -46,7 +46,7 @@ from tests.ops.test_extension import CSRC, NVCC, defects, functions, needs_gpu, 
 
 BFLOAT = torch.bfloat16
 INF, NAN = float("inf"), float("nan")
-CUTS = (FEW_ROWS, MANY_ROWS)
+CONFIGS = (FEW_ROWS, MANY_ROWS)
 
 
 def compiled(name: str, architecture: str, folder) -> dict:
@@ -61,7 +61,7 @@ def compiled(name: str, architecture: str, folder) -> dict:
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
 def test_machine_code_of_the_stream(architecture, tmp_path):
     kernels = compiled("lm_head_skinny", architecture, tmp_path)
-    # Two cuts, each with and without log-probabilities; the merge.
+    # Two configs, each with and without log-probabilities; the merge.
     assert len(kernels) == 2 * 2 + 1
     for key, (usage, sass) in kernels.items():
         assert defects(usage, sass) == [], key
@@ -110,18 +110,18 @@ def test_gumbel_noise_of_the_device_code(tmp_path):
     torch.testing.assert_close(values.double(), gumbels(uniforms(words).double()), rtol=3e-7, atol=3e-7)
 
 
-def test_cuts_fit_the_shared_memory_and_the_card():
-    for cut in CUTS:
-        assert cut.shared_bytes(KERNEL) <= SHARED_BYTES
+def test_configs_fit_the_shared_memory_and_the_card():
+    for config in CONFIGS:
+        assert config.shared_bytes(KERNEL) <= SHARED_BYTES
         # One more stage would not fit.
-        assert dataclasses.replace(cut, num_stages=cut.num_stages + 1).shared_bytes(KERNEL) > SHARED_BYTES
+        assert dataclasses.replace(config, num_stages=config.num_stages + 1).shared_bytes(KERNEL) > SHARED_BYTES
     # An H200, an RTX 5090, and a vocabulary smaller than the card.
     assert parts(970, FEW_ROWS, 132, 228 * 1024) == 264
     assert parts(970, FEW_ROWS, 170, 100 * 1024) == 170
     assert parts(5, FEW_ROWS, 132, 228 * 1024) == 5
 
 
-def test_the_cut_is_chosen_by_the_rows():
+def test_the_config_is_chosen_by_the_rows():
     assert [config_for(rows, False) for rows in (1, 64, 65, 256)] == [FEW_ROWS, FEW_ROWS, MANY_ROWS, MANY_ROWS]
     assert config_for(4096, batch_invariant=True) == FEW_ROWS
 
@@ -182,7 +182,7 @@ def test_what_cannot_run_says_why():
         library._cuda(X.double(), weight, B, torch.tensor(0.0), ZERO, ZERO, False, False)
 
 
-@pytest.mark.parametrize("config", CUTS, ids=["few", "many"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["few", "many"])
 def test_pytorch_stands_in_for_the_kernel(config):
     problem = Problem(2, 5, 40, 301, BFLOAT, temperature=0.7)
     scalars = (torch.tensor(0.7), torch.tensor(problem.seed), torch.tensor(HUGE_SAMPLE))
@@ -235,14 +235,14 @@ class Streamed(Problem):
 @pytest.mark.parametrize("vocab_size", [8, 1000, 1009, 50257])
 def test_values(vocab_size, width, temperature):
     for batch, length in ((1, 1), (1, 63), (1, 64), (5, 13), (2, 64), (4, 50)):
-        for config in CUTS:
+        for config in CONFIGS:
             problem = Streamed(batch, length, width, vocab_size, temperature=temperature, config=config)
             check_values(problem, torch.device("cuda"), "")
 
 
 @needs_module
 @needs_gpu
-@pytest.mark.parametrize("config", CUTS, ids=["few", "many"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["few", "many"])
 def test_tokens_are_those_of_pytorch(config):
     """With the same noise, in float64 there: `rounding` is how far a matrix unit's sums are from float64, not from others."""
     problem = Streamed(2, 64, 2048, 50257, temperature=0.7, config=config)
@@ -282,7 +282,7 @@ def check_special(problem_of) -> None:
 @needs_module
 @needs_gpu
 @pytest.mark.parametrize("temperature", [0.0, 1e-30])
-@pytest.mark.parametrize("config", CUTS, ids=["few", "many"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["few", "many"])
 def test_special_values(config, temperature):
     def run(column: Tensor):
         weight = torch.zeros(len(column), 64, dtype=BFLOAT)
@@ -298,7 +298,7 @@ def test_special_values(config, temperature):
 
 @needs_module
 @needs_gpu
-@pytest.mark.parametrize("config", CUTS, ids=["few", "many"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["few", "many"])
 def test_a_sample_does_not_depend_on_its_batch(config):
     batch = Streamed(7, 50, 768, 50257, temperature=0.7, config=config)
     tokens, logprobs = batch.run(torch.device("cuda"))
