@@ -34,40 +34,55 @@ def _deterministic() -> tuple[bool, bool]:
     return _C._get_deterministic_algorithms(), _C._get_deterministic_algorithms_warn_only()
 
 
+Switch = tuple[Callable[[], Any], Callable[[Any], None], tuple]
+"""(get, set, values) of a switch of the process. Ours is the first of the values; another of them does the same."""
+
+
+def _switches(*names_and_values: tuple[str, Any]) -> Iterator[Switch]:
+    """Switches of torch._C by the names of their functions; those that this PyTorch does not have are left out."""
+    for name, value in names_and_values:
+        get, put = getattr(_C, f"_get_{name}", None), getattr(_C, f"_set_{name}", None)
+        if get and put:
+            yield get, put, (value,)
+
+
+def _cublas_reductions() -> Iterator[Switch]:
+    """Reductions below float32 within cuBLAS: allowed or not; newer versions also say whether K may be split."""
+    for dtype in ("fp16", "bf16"):
+        for get, put, _ in _switches((f"cublas_allow_{dtype}_reduced_precision_reduction", None)):
+            if isinstance(get(), tuple):
+                yield get, lambda value, put=put: put(*value), ((True, True),)
+            else:
+                yield get, put, (True,)
+
+
+def _precisions() -> Iterator[Switch]:
+    for key in _PRECISIONS if hasattr(_C, "_get_fp32_precision_getter") else ():
+        yield partial(_C._get_fp32_precision_getter, *key), partial(_C._set_fp32_precision_setter, *key), ("none", "ieee")
+
+
 _cuda = torch.backends.cuda
-PROCESS: tuple[tuple[Callable[[], Any], Callable[[Any], None], tuple], ...] = (
+PROCESS: tuple[Switch, ...] = (
     (_legacy_precision, torch.set_float32_matmul_precision, ("highest",)),
-    *(
-        (partial(_C._get_fp32_precision_getter, *key), partial(_C._set_fp32_precision_setter, *key), ("none", "ieee"))
-        for key in _PRECISIONS
-    ),
+    *_precisions(),
     (_deterministic, _set_deterministic, ((False, False), (False, True))),
     (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp, (True,)),
     (_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp, (True,)),
     (_cuda.math_sdp_enabled, _cuda.enable_math_sdp, (True,)),
     (_cuda.cudnn_sdp_enabled, _cuda.enable_cudnn_sdp, (True,)),
     (_cuda.fp16_bf16_reduction_math_sdp_allowed, _cuda.allow_fp16_bf16_reduction_math_sdp, (False,)),
-    (_C._get_sdp_priority_order, _C._set_sdp_priority_order, (_C._get_sdp_priority_order(),)),
-    (_C._get_mkldnn_enabled, _C._set_mkldnn_enabled, (True,)),
-    (_C._get_mkldnn_deterministic, _C._set_mkldnn_deterministic, (False,)),
-    (
-        _C._get_cpu_allow_fp16_reduced_precision_reduction,
-        _C._set_cpu_allow_fp16_reduced_precision_reduction,
-        (_C._get_cpu_allow_fp16_reduced_precision_reduction(),),
+    *_switches(
+        ("mkldnn_enabled", True),
+        ("mkldnn_deterministic", False),
+        ("cublas_allow_fp16_accumulation", False),
     ),
-    (
-        _C._get_cublas_allow_fp16_reduced_precision_reduction,
-        lambda value: _C._set_cublas_allow_fp16_reduced_precision_reduction(*value),
-        ((True, True),),
+    *(
+        (get, put, (get(),))
+        for get, put, _ in _switches(("sdp_priority_order", None), ("cpu_allow_fp16_reduced_precision_reduction", None))
     ),
-    (
-        _C._get_cublas_allow_bf16_reduced_precision_reduction,
-        lambda value: _C._set_cublas_allow_bf16_reduced_precision_reduction(*value),
-        ((True, True),),
-    ),
-    (_C._get_cublas_allow_fp16_accumulation, _C._set_cublas_allow_fp16_accumulation, (False,)),
+    *_cublas_reductions(),
 )
-"""(get, set, values) of each switch of the process. Ours is the first of the values; another of them does the same."""
+"""The switches of the process that change what is computed."""
 
 
 class _Process:
