@@ -3,6 +3,7 @@
 A checkpoint is a folder that is written aside and renamed, so a folder that is there is whole, whenever the run was killed.
 """
 
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,14 +30,20 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, in order."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        names = re.compile(r"step-([0-9]{8,})")
+        steps = (
+            int(found[1]) for path in self.folder.glob("step-*") if (found := names.fullmatch(path.name)) and path.is_dir()
+        )
+        # What a person copied here under another name is theirs.
+        return sorted(step for step in steps if self._path(step).is_dir())
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Writes a checkpoint, then deletes what is too old."""
         aside = self.folder / f".partial-{step}"
         if self._main:
             for left in self.folder.glob(".partial-*"):
-                shutil.rmtree(left)
+                if re.fullmatch(r"\.partial-[0-9]+", left.name):
+                    shutil.rmtree(left)
             aside.mkdir(parents=True)
         self._wait()
         with _alone() as alone:

@@ -8,6 +8,7 @@ holds more than its limit: the oldest blocks of other runs make room, and rows w
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ BLOCK = 256
 DTYPE = torch.bfloat16
 _HEADER = 4096
 """More bytes than a block's file holds besides its values."""
+_BLOCK_FILE = re.compile(r"[0-9a-f]{64}\.safetensors(-[0-9]+)?")
+"""Names of our blocks, whole or being written; any other file in the folder is somebody else's."""
 _ABANDONED = 3600
 """Seconds after which a file that is being written is a killed run's."""
 
@@ -65,6 +68,8 @@ class Cache:
         """Deletes the oldest blocks of other runs as far as what is reserved needs their room."""
         wanted, room, others = {self.path(key) for key in self._reserved}, self._room, []
         for path in self.folder.glob("*.safetensors*") if self.limit else ():
+            if not _BLOCK_FILE.fullmatch(path.name):
+                continue
             # Other runs rename and delete here at the same time, and what they are writing is theirs.
             with contextlib.suppress(FileNotFoundError):
                 about = path.stat()
