@@ -158,10 +158,11 @@ def test_threads_that_share_an_encoder_get_the_hidden_states_of_their_own_texts(
 
 def test_encoders_loaded_by_several_threads_leave_the_process_as_it_was(folders):
     folder, verbosity = folders("bert")[0], transformers.logging.get_verbosity()
+    shown = transformers.utils.logging.is_progress_bar_enabled()
     encoders = together(4, lambda i: Encoder(folder, -2 - i, "cpu"))
     assert [encoder.layer for encoder in encoders] == [4, 3, 2, 1]
     assert (torch.get_default_dtype(), transformers.logging.get_verbosity()) == (torch.float32, verbosity)
-    assert transformers.utils.logging.is_progress_bar_enabled()
+    assert transformers.utils.logging.is_progress_bar_enabled() == shown
 
 
 KERNELS = """

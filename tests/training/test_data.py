@@ -212,11 +212,11 @@ class TestHiddenStates:
 
     def test_what_another_run_is_writing_is_let_be(self, tmp_path):
         cache = Cache(tmp_path / "cache", 10**4)
-        theirs = [cache.folder / f"{name}.safetensors{end}" for name, end in (("whole", ""), ("new", "-1"), ("old", "-2"))]
+        theirs = [cache.folder / f"{name * 64}.safetensors{end}" for name, end in (("a", ""), ("b", "-1"), ("c", "-2"))]
         for path in theirs:
             path.write_bytes(bytes(6000))
         os.utime(theirs[2], (0, 0))
-        (cache.folder / "gone.safetensors").symlink_to("nowhere")
+        (cache.folder / f"{'d' * 64}.safetensors").symlink_to("nowhere")
         assert cache.reserve(["mine"], 5000) == ["mine"] and cache.reserve(["more"], 5000) == []
         cache.make_room()
         assert [path.exists() for path in theirs] == [False, True, False]
